@@ -1,0 +1,63 @@
+package pgtenancy
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Each sentinel says who returns it and when. All of them are reached with errors.Is through whatever wraps them, and
+// so are the errors of pgx (pgx.ErrNoRows, *pgconn.PgError, ...) and of context.
+var (
+	// ErrNoTenant is returned by the methods of Pool when the context carries no tenant. Nothing was sent.
+	ErrNoTenant = errors.New("pgtenancy: no tenant in the context")
+
+	// ErrTenantMismatch is returned by a Scope, Conn or transaction of one tenant that is used with a context of another.
+	// Nothing was sent.
+	ErrTenantMismatch = errors.New("pgtenancy: the context carries another tenant")
+
+	// ErrTenantNotFound is returned by a Directory that knows no such tenant, and by Pool where the tenant's schema does
+	// not exist or the connection's role has no USAGE on it.
+	ErrTenantNotFound = errors.New("pgtenancy: tenant not found")
+
+	// ErrTenantSuspended is returned by a Directory and by Pool for a tenant that is suspended.
+	ErrTenantSuspended = errors.New("pgtenancy: tenant is suspended")
+
+	// ErrTenantExists is returned by Fleet.Provision and Fleet.Adopt when the ID, the schema or a domain belongs to a
+	// tenant already. An ID stays taken after its tenant was deleted, until it is purged.
+	ErrTenantExists = errors.New("pgtenancy: tenant exists")
+
+	// ErrUnresolved is returned by a Resolver when the request names no tenant in the way that it looks for.
+	ErrUnresolved = errors.New("pgtenancy: the request names no tenant")
+
+	// ErrStatementRefused is returned for a statement that would step out of the tenant's scope or leave something behind
+	// on a shared connection: transaction control, SET, LISTEN and their like. Its text says what to use instead. Nothing
+	// was sent.
+	ErrStatementRefused = errors.New("pgtenancy: statement refused")
+
+	// ErrRegistryOutdated is returned by Open when the registry in the database is missing or is of a version that this
+	// version of the library cannot work with. Fleet.Migrate installs and upgrades it.
+	ErrRegistryOutdated = errors.New("pgtenancy: registry is missing or outdated")
+)
+
+// InvalidError is the error for input that breaks a rule. It is returned before anything was sent or changed.
+type InvalidError struct {
+	Field string // where the value was given, as "Tenant.ID" or "PoolConfig.Conns"
+	Value string // the value, "" where it must not be shown
+	Rule  string // what is wrong with it, as "must be lower case"
+}
+
+// Error names the field, the value and the rule.
+func (e *InvalidError) Error() string {
+	if e.Value == "" {
+		return fmt.Sprintf("pgtenancy: %s %s", e.Field, e.Rule)
+	}
+	return fmt.Sprintf("pgtenancy: %s %q %s", e.Field, e.Value, e.Rule)
+}
+
+// invalid returns an *InvalidError, or nil where rule is "".
+func invalid(field, value, rule string) error {
+	if rule == "" {
+		return nil
+	}
+	return &InvalidError{Field: field, Value: value, Rule: rule}
+}

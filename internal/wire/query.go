@@ -1,0 +1,294 @@
+package wire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Query is one statement of a user's, after pgx's options were taken off its arguments.
+type Query struct {
+	SQL           string
+	Args          []any
+	Mode          pgx.QueryExecMode // 0 is the pool's
+	Formats       pgx.QueryResultFormats
+	FormatsByOID  pgx.QueryResultFormatsByOID
+	DiscardRows   bool // the caller wants the command tag only
+	InTransaction bool // give it BEGIN and COMMIT of its own: CALL and DO, which may contain a COMMIT
+}
+
+// ParseArgs takes pgx's options off the front of args.
+func ParseArgs(ctx context.Context, conn *pgx.Conn, sql string, args []any) (Query, error) {
+	q := Query{SQL: sql, Args: args}
+	var rewriter pgx.QueryRewriter
+options:
+	for len(q.Args) > 0 {
+		switch arg := q.Args[0].(type) {
+		case pgx.QueryResultFormats:
+			q.Formats = arg
+		case pgx.QueryResultFormatsByOID:
+			q.FormatsByOID = arg
+		case pgx.QueryExecMode:
+			q.Mode = arg
+		case pgx.QueryRewriter:
+			rewriter = arg
+		default:
+			break options
+		}
+		q.Args = q.Args[1:]
+	}
+	if rewriter != nil {
+		var err error
+		if q.SQL, q.Args, err = rewriter.RewriteQuery(ctx, conn, q.SQL, q.Args); err != nil {
+			return q, fmt.Errorf("rewrite query failed: %w", err)
+		}
+	}
+	return q, CheckMode(q.Mode)
+}
+
+// CheckMode refuses the modes that cannot carry a scope.
+func CheckMode(mode pgx.QueryExecMode) error {
+	switch mode {
+	case 0, pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeExec:
+		return nil
+	case pgx.QueryExecModeSimpleProtocol:
+		return errors.New("query exec mode simple_protocol cannot carry a scope with its statement: use cache_statement, cache_describe or exec")
+	case pgx.QueryExecModeDescribeExec:
+		return errors.New("query exec mode describe_exec needs two round trips, which a pooler may send to two servers: use cache_describe or exec")
+	}
+	return fmt.Errorf("unknown query exec mode %d", mode)
+}
+
+// call is one pipeline under way, up to the end of the user's statement.
+type call struct {
+	c      *Conn
+	ctx    context.Context
+	r      results
+	commit bool // a COMMIT of ours is still to come
+	outer  bool // no transaction was open before
+	ended  bool
+	err    error
+}
+
+// start sends q and waits until the server answers it. Outside a transaction it enters the scope s first; inside one,
+// and in a session that has its scope, enter is false and s only tells descriptions apart.
+//
+// A server error comes back from here or from finish; whichever it is, nothing of the pipeline has happened then, as long
+// as no transaction was open before. That is what makes it safe to send again.
+func (c *Conn) start(ctx context.Context, s *Scope, enter bool, q Query) (*call, *pgconn.ResultReader, error) {
+	for again := false; ; again = true {
+		k, rr, known, err := c.tryStart(ctx, s, enter, q, again)
+		if err == nil {
+			return k, rr, nil
+		}
+		if stale := c.stale(s, q.SQL, known, err); !stale || again || c.pg.IsClosed() || ctx.Err() != nil {
+			return nil, nil, explain(err)
+		}
+		if c.TxStatus() != 'I' && !errors.As(err, new(encodeError)) {
+			return nil, nil, explain(err) // the transaction has failed with it
+		}
+	}
+}
+
+// encodeError is the error of an argument that the description's type cannot take.
+type encodeError struct{ error }
+
+func (e encodeError) Unwrap() error { return e.error }
+
+// tryStart reports in known whether it relied on what was known of the user's statement before.
+func (c *Conn) tryStart(ctx context.Context, s *Scope, enter bool, q Query, again bool) (k *call, rr *pgconn.ResultReader, known bool, err error) {
+	user, known, err := c.bind(ctx, s, enter, q, again)
+	if err != nil {
+		return nil, nil, known, err
+	}
+	known = known || user.parse == ""
+	var room [4]step
+	steps := room[:0]
+	k = &call{c: c, ctx: ctx, outer: c.TxStatus() == 'I', commit: q.InTransaction && enter}
+	if k.commit {
+		steps = append(steps, unnamed("begin"))
+	}
+	if enter {
+		st := c.enter(s, false)
+		steps = append(steps, st)
+	}
+	steps = append(steps, user)
+	if k.commit {
+		steps = append(steps, unnamed("commit"))
+	}
+	k.r = c.send(ctx, steps)
+	if k.commit {
+		err = skip(k.r)
+	}
+	if err == nil && enter {
+		err = entered(k.r)
+	}
+	if err == nil {
+		rr, err = k.r.next()
+	}
+	if err == nil && q.DiscardRows {
+		_, err = rr.Close() // the whole answer is read here, so that an error in it can still be retried
+	}
+	if err != nil {
+		k.fail(err)
+		return nil, nil, known, k.finish()
+	}
+	return k, rr, known, nil
+}
+
+func skip(r results) error {
+	rr, err := r.next()
+	if err == nil {
+		_, err = rr.Close()
+	}
+	return err
+}
+
+// bind encodes q's arguments and returns its step.
+func (c *Conn) bind(ctx context.Context, s *Scope, enter bool, q Query, again bool) (st step, known bool, err error) {
+	mode := q.Mode
+	if mode == 0 {
+		mode = c.shared.mode
+	}
+	c.pipeline++
+	var sd *pgconn.StatementDescription
+	if mode != pgx.QueryExecModeExec && !(q.DiscardRows && len(q.Args) == 0) {
+		if !again {
+			sd = c.shared.lookup(s, q.SQL)
+		}
+		if known = sd != nil; !known {
+			sds, err := c.describe(ctx, s, enter, again, q.SQL)
+			if err != nil {
+				return step{}, false, err
+			}
+			sd = sds[0]
+		}
+		if len(sd.ParamOIDs) != len(q.Args) {
+			return step{}, known, encodeError{fmt.Errorf("expected %d arguments, got %d", len(sd.ParamOIDs), len(q.Args))}
+		}
+	}
+	if err := c.eqb.Build(c.types, sd, q.Args); err != nil {
+		return step{}, known, encodeError{err}
+	}
+	var oids []uint32
+	formats := c.eqb.ResultFormats
+	if sd != nil {
+		oids = sd.ParamOIDs
+		if q.FormatsByOID != nil {
+			formats = make([]int16, len(sd.Fields))
+			for i := range formats {
+				formats[i] = q.FormatsByOID[sd.Fields[i].DataTypeOID]
+			}
+		}
+	}
+	if q.Formats != nil {
+		formats = q.Formats
+	}
+	if q.DiscardRows && sd == nil {
+		formats = nil
+	}
+	st = c.statement(stmtKey{schema: s.Schema, role: s.Role, sql: q.SQL}, mode, oids, false)
+	st.values, st.formats, st.resultFormats = c.eqb.ParamValues, c.eqb.ParamFormats, formats
+	return st, known, nil
+}
+
+// stale reports whether err may come from relying on what was known of a statement, and forgets that.
+//
+// Both the types that encoded the arguments and the statement on the server may be older than the table: after a
+// migration, or behind a pooler.
+func (c *Conn) stale(s *Scope, sql string, known bool, err error) bool {
+	switch {
+	case errors.As(err, new(encodeError)):
+		c.shared.forget(s, sql)
+		return known
+	case isCode(err, "26000"): // invalid_sql_statement_name: the server lost it, or a pooler switched servers
+		c.Forget()
+		return true
+	case isCode(err,
+		"0A000", // feature_not_supported: cached plan must not change result type (RevalidateCachedQuery)
+		"08P01", // protocol_violation: number of result formats (PortalSetResultFormat) or parameters
+		"42704", // undefined_object: a declared type is gone
+		"42804", // datatype_mismatch: a column has another type than was declared
+		"42883", // undefined_function: no operator for the declared type
+		"42P18", // indeterminate_datatype
+		"XX000", // internal_error: cache lookup failed for a type that is gone
+	):
+		if st, ok := c.prepared.Get(stmtKey{schema: s.Schema, role: s.Role, sql: sql}); ok {
+			c.drop(st)
+		}
+		c.shared.forget(s, sql)
+		return known
+	}
+	return false
+}
+
+// fail records the error that ended the call.
+func (k *call) fail(err error) {
+	if k.err == nil {
+		k.err = err
+	}
+}
+
+// finish reads to the end of the pipeline, and rolls back what is open of it. Success is known only here: deferred
+// constraints fail after the command tag.
+func (k *call) finish() error {
+	if k.ended {
+		return k.err
+	}
+	k.ended = true
+	if k.commit && k.err == nil {
+		rr, err := k.r.next()
+		if err == nil {
+			var tag pgconn.CommandTag
+			if tag, err = rr.Close(); err == nil && tag.String() == "ROLLBACK" {
+				err = pgx.ErrTxCommitRollback
+			}
+		}
+		if err != nil {
+			k.fail(err)
+		}
+	}
+	if err := k.r.end(); err != nil {
+		k.fail(err)
+	}
+	if k.err != nil {
+		k.c.unkeep(k.r)
+	}
+	if k.outer && !k.c.pg.IsClosed() && k.c.TxStatus() != 'I' {
+		_ = k.c.Rollback(k.ctx) // a connection on which that fails is closed
+	}
+	return k.err
+}
+
+// explain adds advice to errors of PostgreSQL that come from the way statements are sent here.
+func explain(err error) error {
+	switch {
+	case isCode(err, "42601") && hasMessage(err, "cannot insert multiple commands into a prepared statement"):
+		return fmt.Errorf("%w: send one statement a call, or several with SendBatch", err)
+	case isCode(err, "25001"):
+		return fmt.Errorf("%w: use Acquire for what cannot run in a transaction", err)
+	}
+	return err
+}
+
+func hasMessage(err error, message string) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Message == message
+}
+
+// Exec sends q and returns its command tag.
+func (c *Conn) Exec(ctx context.Context, s *Scope, enter bool, q Query) (pgconn.CommandTag, error) {
+	q.DiscardRows = true
+	k, rr, err := c.start(ctx, s, enter, q)
+	if err != nil {
+		return pgconn.CommandTag{}, err
+	}
+	tag, _ := rr.Close()
+	if err := k.finish(); err != nil {
+		return pgconn.CommandTag{}, explain(err)
+	}
+	return tag, nil
+}

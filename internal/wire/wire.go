@@ -1,0 +1,316 @@
+// Package wire sends statements together with the scope that they run in.
+//
+// A statement outside an explicit transaction travels in one pipeline, which is one round trip and one implicit
+// transaction:
+//
+//	[enter] [Parse] Bind Describe Execute Sync
+//
+// enter sets search_path, the tenant's setting and where asked the role, all local to that transaction, and fails when
+// the tenant's schema is not what unqualified names would now resolve to. Nothing stays on the connection, so nothing has
+// to be reset, and a transaction pooler in between does no harm.
+//
+// Parameters are encoded by a description of the statement that is cached in the process. It only encodes: Parse always
+// declares the types that encoded the values, and rows are decoded by the description that the server sends in the same
+// pipeline. A stale description costs a retry or an error, never a wrong value.
+package wire
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/pgtenancy/pgtenancy/internal/lru"
+)
+
+// CleanupTimeout bounds what has to be sent after a context was cancelled: ROLLBACK and the clearing of a session.
+const CleanupTimeout = 5 * time.Second
+
+// Shared is what all connections of one pool have in common. It is safe for concurrent use.
+type Shared struct {
+	mode       pgx.QueryExecMode
+	statements int // server statements kept by one connection
+
+	mu           sync.Mutex
+	descriptions *lru.Cache[describeKey, description]
+}
+
+// descriptionsDefault bounds the descriptions that a process keeps.
+const descriptionsDefault = 4096
+
+// NewShared returns the state of a pool whose statements run in mode by default: QueryExecModeCacheStatement,
+// QueryExecModeCacheDescribe or QueryExecModeExec. One connection keeps at most statements prepared statements.
+func NewShared(mode pgx.QueryExecMode, statements int) *Shared {
+	return &Shared{mode: mode, statements: statements, descriptions: lru.New[describeKey, description](descriptionsDefault)}
+}
+
+// Conn sends statements on one connection. Like the connection it is not safe for concurrent use.
+type Conn struct {
+	conn   *pgx.Conn
+	pg     *pgconn.PgConn
+	types  *pgtype.Map
+	shared *Shared
+	eqb    pgx.ExtendedQueryBuilder
+
+	prepared *lru.Cache[stmtKey, *stmt]    // what the server has
+	seen     *lru.Cache[stmtKey, struct{}] // what was sent once, unnamed
+	close    []string                      // names that the server may forget, told with the next pipeline
+	pipeline int64                         // counts pipelines, so that one does not evict what it is about to use
+}
+
+// stmtKey tells server statements apart. PostgreSQL would plan one statement anew whenever search_path differs, and
+// refuse it where a type of its own differs.
+type stmtKey struct{ schema, role, sql string }
+
+// stmt is a prepared statement on the server.
+type stmt struct {
+	key  stmtKey
+	name string
+	oids []uint32 // of the parameters, as declared
+	used int64    // the last pipeline that used it
+}
+
+const customData = "pgtenancy/wire"
+
+// On returns the Conn of conn, the same one for every call.
+func On(conn *pgx.Conn, shared *Shared) *Conn {
+	data := conn.PgConn().CustomData()
+	if c, ok := data[customData].(*Conn); ok {
+		return c
+	}
+	c := &Conn{
+		conn: conn, pg: conn.PgConn(), types: conn.TypeMap(), shared: shared,
+		prepared: lru.New[stmtKey, *stmt](shared.statements),
+		seen:     lru.New[stmtKey, struct{}](shared.statements),
+	}
+	data[customData] = c
+	return c
+}
+
+// Forget drops all knowledge of statements on the server, as after DISCARD ALL.
+func (c *Conn) Forget() {
+	c.prepared.Clear()
+	c.seen.Clear()
+	c.close = nil
+}
+
+// Pgx returns the connection below.
+func (c *Conn) Pgx() *pgx.Conn { return c.conn }
+
+// TxStatus returns 'I' outside a transaction, 'T' inside one and 'E' inside a failed one.
+func (c *Conn) TxStatus() byte { return c.pg.TxStatus() }
+
+// Rollback ends a transaction that failed, on a context that outlives a cancelled one. A connection on which that fails
+// is closed.
+func (c *Conn) Rollback(ctx context.Context) error {
+	if c.pg.IsClosed() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), CleanupTimeout)
+	defer cancel()
+	err := c.pg.Exec(ctx, "rollback").Close()
+	if err != nil {
+		_ = c.pg.Close(ctx) // the error that counts is the one above
+	}
+	return err
+}
+
+// A step is one statement of a pipeline.
+type step struct {
+	stmt          *stmt  // the server's statement; nil for an unnamed one
+	parse         string // the text to parse first; "" where the server has it
+	oids          []uint32
+	values        [][]byte
+	formats       []int16
+	resultFormats []int16
+}
+
+// unnamed returns a step without parameters.
+func unnamed(sql string) step { return step{parse: sql} }
+
+// results reads what a pipeline answers, a statement at a time.
+type results interface {
+	// next returns the next statement's result, or the error that ended the pipeline. The result before must be closed.
+	next() (*pgconn.ResultReader, error)
+	// end reads to the end of the pipeline. It returns the error that ended it.
+	end() error
+}
+
+var errNoMoreResults = errors.New("no more results in the pipeline")
+
+// send sends the steps as one pipeline, that is with one Sync.
+func (c *Conn) send(ctx context.Context, steps []step) results {
+	rides := len(c.close) > 0
+	for i := range steps {
+		rides = rides || steps[i].stmt != nil && steps[i].parse != ""
+	}
+	if !rides {
+		// pgconn's Batch allocates less than its Pipeline, but can parse unnamed statements only.
+		var batch pgconn.Batch
+		for i := range steps {
+			s := &steps[i]
+			if s.stmt != nil {
+				batch.ExecPrepared(s.stmt.name, s.values, s.formats, s.resultFormats)
+			} else {
+				batch.ExecParams(s.parse, s.values, s.oids, s.formats, s.resultFormats)
+			}
+		}
+		return &batchReader{mrr: c.pg.ExecBatch(ctx, &batch)}
+	}
+	r := &pipelineReader{p: c.pg.StartPipeline(ctx)}
+	for _, name := range c.close {
+		r.p.SendDeallocate(name)
+	}
+	c.close = nil
+	for i := range steps {
+		s := &steps[i]
+		switch {
+		case s.stmt == nil:
+			r.p.SendQueryParams(s.parse, s.values, s.oids, s.formats, s.resultFormats)
+			continue
+		case s.parse != "":
+			r.p.SendPrepare(s.stmt.name, s.parse, s.oids)
+			r.parsed = append(r.parsed, s.stmt)
+		}
+		r.p.SendQueryPrepared(s.stmt.name, s.values, s.formats, s.resultFormats)
+	}
+	r.err = r.p.Sync()
+	return r
+}
+
+type batchReader struct {
+	mrr *pgconn.MultiResultReader
+}
+
+func (r *batchReader) next() (*pgconn.ResultReader, error) {
+	if r.mrr.NextResult() {
+		return r.mrr.ResultReader(), nil
+	}
+	if err := r.mrr.Close(); err != nil {
+		return nil, err
+	}
+	return nil, errNoMoreResults
+}
+
+func (r *batchReader) end() error { return r.mrr.Close() }
+
+type pipelineReader struct {
+	p      *pgconn.Pipeline
+	parsed []*stmt // to come, in the order of their Parse
+	err    error
+	ended  bool
+}
+
+func (r *pipelineReader) next() (*pgconn.ResultReader, error) {
+	for r.err == nil && !r.ended {
+		result, err := r.p.GetResults()
+		if err != nil {
+			r.err = err
+			break
+		}
+		switch result := result.(type) {
+		case *pgconn.StatementDescription:
+			r.parsed = r.parsed[1:]
+		case *pgconn.ResultReader:
+			return result, nil
+		case *pgconn.PipelineSync, nil:
+			r.ended = true
+		}
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	return nil, errNoMoreResults
+}
+
+func (r *pipelineReader) end() error {
+	for {
+		if _, err := r.next(); err != nil {
+			break
+		}
+	}
+	if err := r.p.Close(); err != nil && r.err == nil {
+		r.err = err
+	}
+	return r.err
+}
+
+// statement returns the step for sql as seen from a tenant's schema, with nothing bound yet. At its first use on a
+// connection a statement is unnamed, so that many tenants times many statements do not push each other out; from the
+// second on the server keeps it. always skips that.
+func (c *Conn) statement(key stmtKey, mode pgx.QueryExecMode, oids []uint32, always bool) step {
+	if mode != pgx.QueryExecModeCacheStatement || c.prepared.Cap() == 0 {
+		return step{parse: tagged(key), oids: oids}
+	}
+	if s, ok := c.prepared.Get(key); ok {
+		if slices.Equal(s.oids, oids) {
+			s.used = c.pipeline
+			return step{stmt: s, oids: oids}
+		}
+		c.drop(s)
+	} else if _, ok := c.seen.Get(key); !ok && !always {
+		c.seen.Put(key, struct{}{})
+		return step{parse: tagged(key), oids: oids}
+	}
+	text := tagged(key)
+	if c.prepared.Len() >= c.prepared.Cap() {
+		oldest, _ := c.prepared.Oldest()
+		if oldest.used == c.pipeline {
+			return step{parse: text, oids: oids} // all of them are about to be used
+		}
+		c.drop(oldest)
+	}
+	c.seen.Delete(key)
+	s := &stmt{key: key, name: statementName(text, oids), oids: oids, used: c.pipeline}
+	c.prepared.Put(key, s) // for the rest of this pipeline; unkeep takes it back if the server never gets it
+	return step{stmt: s, parse: text, oids: oids}
+}
+
+// unkeep takes back the statements of a failed pipeline that the server did not parse.
+func (c *Conn) unkeep(r results) {
+	if r, ok := r.(*pipelineReader); ok {
+		for _, s := range r.parsed {
+			c.prepared.Delete(s.key)
+		}
+	}
+}
+
+func (c *Conn) drop(s *stmt) {
+	c.prepared.Delete(s.key)
+	c.close = append(c.close, s.name)
+}
+
+// tagged returns the text that is sent: what the user wrote, and whose it is. PgBouncer shares prepared statements by
+// their text, so tenants must not have the same one; and logs and pg_stat_activity show it.
+func tagged(key stmtKey) string {
+	switch {
+	case key.schema == "":
+		return key.sql
+	case key.role == "":
+		return key.sql + "\n/* " + commentEscaper.Replace(key.schema) + " */"
+	default:
+		return key.sql + "\n/* " + commentEscaper.Replace(key.schema) + " " + commentEscaper.Replace(key.role) + " */"
+	}
+}
+
+var commentEscaper = strings.NewReplacer("%", "%25", "*", "%2A", "/", "%2F", "\n", "%0A", "\r", "%0D")
+
+// statementName names a statement after all that it is, so that even a pooler that mixes up the statements of its clients
+// can only ever run the same one under that name.
+func statementName(text string, oids []uint32) string {
+	h := sha256.New()
+	h.Write([]byte(text))
+	for _, oid := range oids {
+		fmt.Fprintf(h, "\x00%d", oid)
+	}
+	return "pgtenancy_" + hex.EncodeToString(h.Sum(nil)[:16])
+}

@@ -1,0 +1,263 @@
+package pgtenancy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgtenancy/pgtenancy/internal/wire"
+)
+
+// Scope is a Pool bound to one tenant, or to none: see Pool.For and Pool.Shared. Its methods are Pool's. It holds no
+// connection, needs no closing, and is safe for concurrent use.
+type Scope struct {
+	pool   *Pool
+	tenant Tenant
+	shared bool
+}
+
+// Tenant returns the tenant that s is bound to, the zero Tenant for Pool.Shared.
+func (s *Scope) Tenant() Tenant { return s.tenant }
+
+// binding is a tenant, or none on purpose, that statements are bound to.
+type binding struct {
+	tenant Tenant
+	shared bool
+}
+
+// match checks that ctx carries no other tenant than the one that is bound.
+func (b binding) match(ctx context.Context) error {
+	t, ok := TenantFromContext(ctx)
+	if !ok || b.shared || t.id == b.tenant.id && t.schema == b.tenant.schema {
+		return nil
+	}
+	return fmt.Errorf("%w: bound to %q, the context carries %q", ErrTenantMismatch, b.tenant.id, t.id)
+}
+
+func (s *Scope) binding() binding { return binding{s.tenant, s.shared} }
+
+// enter checks that s may be used with ctx and returns what its statements run in.
+func (s *Scope) enter(ctx context.Context) (*wire.Scope, error) {
+	if s.shared {
+		return &s.pool.shared, nil
+	}
+	if s.tenant.id == "" {
+		return nil, ErrNoTenant
+	}
+	if err := s.binding().match(ctx); err != nil {
+		return nil, err
+	}
+	return s.pool.wireScope(s.tenant)
+}
+
+// acquire returns a connection for one statement or transaction.
+func (p *Pool) acquire(ctx context.Context) (*pgxpool.Conn, *wire.Conn, error) {
+	c, err := p.conns.Acquire(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c, wire.On(c.Conn(), p.wire), nil
+}
+
+// Exec is Pool.Exec for the tenant of s.
+func (s *Scope) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	ws, err := s.enter(ctx)
+	if err != nil {
+		return pgconn.CommandTag{}, err
+	}
+	c, wc, err := s.pool.acquire(ctx)
+	if err != nil {
+		return pgconn.CommandTag{}, err
+	}
+	defer c.Release()
+	return s.pool.exec(ctx, wc, ws, single, sql, args)
+}
+
+// Query is Pool.Query for the tenant of s.
+func (s *Scope) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	ws, err := s.enter(ctx)
+	if err != nil {
+		return wire.ErrRows{Error: err}, err
+	}
+	c, wc, err := s.pool.acquire(ctx)
+	if err != nil {
+		return wire.ErrRows{Error: err}, err
+	}
+	rows, err := s.pool.query(ctx, wc, ws, single, c.Release, sql, args)
+	if err != nil {
+		c.Release()
+	}
+	return rows, err
+}
+
+// QueryRow is Pool.QueryRow for the tenant of s.
+func (s *Scope) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	rows, _ := s.Query(ctx, sql, args...) // the error is in rows
+	return wire.Row{Rows: rows}
+}
+
+// SendBatch is Pool.SendBatch for the tenant of s.
+func (s *Scope) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	ws, err := s.enter(ctx)
+	if err != nil {
+		return pgx.FailedBatchResults(b, err)
+	}
+	c, wc, err := s.pool.acquire(ctx)
+	if err != nil {
+		return pgx.FailedBatchResults(b, err)
+	}
+	br, err := s.pool.sendBatch(ctx, wc, ws, single, c.Release, b)
+	if err != nil {
+		c.Release()
+		return pgx.FailedBatchResults(b, err)
+	}
+	return br
+}
+
+// CopyFrom is Pool.CopyFrom for the tenant of s.
+func (s *Scope) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, src pgx.CopyFromSource) (n int64, err error) {
+	err = pgx.BeginFunc(ctx, s, func(tx pgx.Tx) error {
+		n, err = tx.CopyFrom(ctx, table, columns, src)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return n, nil
+}
+
+// Begin is Pool.Begin for the tenant of s.
+func (s *Scope) Begin(ctx context.Context) (pgx.Tx, error) { return s.BeginTx(ctx, pgx.TxOptions{}) }
+
+// BeginTx is Pool.BeginTx for the tenant of s.
+func (s *Scope) BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error) {
+	ws, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c, wc, err := s.pool.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sql := wire.BeginSQL(opts)
+	tctx, end := s.pool.trace(ctx, wc, sql, nil)
+	err = notFound(s.tenant, wc.Begin(tctx, ws, sql))
+	end(pgconn.NewCommandTag("BEGIN"), err)
+	if err != nil {
+		c.Release()
+		return nil, err
+	}
+	return &tx{pool: s.pool, conn: wc, scope: ws, binding: s.binding(), commitSQL: opts.CommitQuery, release: c.Release}, nil
+}
+
+// notFound tells a missing schema for what it is to the caller.
+func notFound(t Tenant, err error) error {
+	if errors.Is(err, wire.ErrNoSchema) {
+		return fmt.Errorf("%w: %s: %w", ErrTenantNotFound, t.id, err)
+	}
+	return err
+}
+
+// A place is where a statement runs.
+type place int
+
+const (
+	single  place = iota // in a transaction of its own: enter travels with it
+	inTx                 // in a transaction that has the scope
+	session              // on a connection whose session has the scope
+)
+
+// prepare checks a statement and takes pgx's options off its arguments.
+func (p *Pool) prepare(ctx context.Context, wc *wire.Conn, at place, sql string, args []any) (wire.Query, error) {
+	q, err := wire.ParseArgs(ctx, wc.Pgx(), sql, args)
+	if err != nil {
+		return q, fmt.Errorf("pgtenancy: %w", err)
+	}
+	q.InTransaction, err = checkStatement(at, q.SQL)
+	return q, err
+}
+
+// exec runs one statement. The connection stays the caller's.
+func (p *Pool) exec(ctx context.Context, wc *wire.Conn, ws *wire.Scope, at place, sql string, args []any) (tag pgconn.CommandTag, err error) {
+	ctx, end := p.trace(ctx, wc, sql, args)
+	defer func() { end(tag, err) }()
+	q, err := p.prepare(ctx, wc, at, sql, args)
+	if err != nil {
+		return tag, err
+	}
+	tag, err = wc.Exec(ctx, ws, at == single, q)
+	return tag, schemaError(ws, err)
+}
+
+// query runs one statement. Where it returns no error, closing the rows calls release.
+func (p *Pool) query(ctx context.Context, wc *wire.Conn, ws *wire.Scope, at place, release func(), sql string, args []any) (pgx.Rows, error) {
+	ctx, end := p.trace(ctx, wc, sql, args)
+	q, err := p.prepare(ctx, wc, at, sql, args)
+	if err == nil {
+		var rows *wire.Rows
+		rows, err = wc.Query(ctx, ws, at == single, q, func(tag pgconn.CommandTag, err error) {
+			end(tag, err)
+			release()
+		})
+		if err == nil {
+			return rows, nil
+		}
+	}
+	err = schemaError(ws, err)
+	end(pgconn.CommandTag{}, err)
+	return wire.ErrRows{Error: err}, err
+}
+
+// sendBatch runs a batch. Where it returns no error, closing the results calls release.
+func (p *Pool) sendBatch(ctx context.Context, wc *wire.Conn, ws *wire.Scope, at place, release func(), b *pgx.Batch) (br pgx.BatchResults, err error) {
+	hooks := wire.BatchHooks{Close: func(error) { release() }}
+	if p.batchTracer != nil {
+		ctx = p.batchTracer.TraceBatchStart(ctx, wc.Pgx(), pgx.TraceBatchStartData{Batch: b})
+		end := func(err error) { p.batchTracer.TraceBatchEnd(ctx, wc.Pgx(), pgx.TraceBatchEndData{Err: err}) }
+		defer func() {
+			if err != nil {
+				end(err)
+			}
+		}()
+		hooks.Query = func(data pgx.TraceBatchQueryData) { p.batchTracer.TraceBatchQuery(ctx, wc.Pgx(), data) }
+		hooks.Close = func(err error) { end(err); release() }
+	}
+	for _, q := range b.QueuedQueries {
+		parsed, err := wire.ParseArgs(ctx, wc.Pgx(), q.SQL, q.Arguments)
+		if err != nil {
+			return nil, fmt.Errorf("pgtenancy: %w", err)
+		}
+		if _, err := checkStatement(inTx, parsed.SQL); err != nil {
+			return nil, err
+		}
+		q.SQL, q.Arguments = parsed.SQL, parsed.Args
+	}
+	results, err := wc.Batch(ctx, ws, at == single, b, hooks)
+	if err != nil {
+		return nil, schemaError(ws, err)
+	}
+	return results, nil
+}
+
+// schemaError is notFound for a scope of which only the wire's form is at hand.
+func schemaError(ws *wire.Scope, err error) error {
+	if errors.Is(err, wire.ErrNoSchema) {
+		return fmt.Errorf("%w: %w", ErrTenantNotFound, err)
+	}
+	return err
+}
+
+// trace tells the tracer of a statement. The function that it returns must be called at its end.
+func (p *Pool) trace(ctx context.Context, wc *wire.Conn, sql string, args []any) (context.Context, func(pgconn.CommandTag, error)) {
+	if p.queryTracer == nil {
+		return ctx, func(pgconn.CommandTag, error) {}
+	}
+	ctx = p.queryTracer.TraceQueryStart(ctx, wc.Pgx(), pgx.TraceQueryStartData{SQL: sql, Args: args})
+	return ctx, func(tag pgconn.CommandTag, err error) {
+		p.queryTracer.TraceQueryEnd(ctx, wc.Pgx(), pgx.TraceQueryEndData{CommandTag: tag, Err: err})
+	}
+}
