@@ -1,0 +1,4 @@
+package download
+
+// Start is the driver.
+var Start = start
