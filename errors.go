@@ -26,6 +26,10 @@ var (
 	// tenant already. An ID stays taken after its tenant was deleted, until it is purged.
 	ErrTenantExists = errors.New("pgtenancy: tenant exists")
 
+	// ErrTenantBusy is returned by Pool when Limits.Waiters callers wait for a connection for the tenant already. Nothing was
+	// sent; it may be tried again later.
+	ErrTenantBusy = errors.New("pgtenancy: too many callers wait for the tenant's connections")
+
 	// ErrUnresolved is returned by a Resolver when the request names no tenant in the way that it looks for.
 	ErrUnresolved = errors.New("pgtenancy: the request names no tenant")
 
@@ -34,8 +38,9 @@ var (
 	// was sent.
 	ErrStatementRefused = errors.New("pgtenancy: statement refused")
 
-	// ErrRegistryOutdated is returned by Open when the registry in the database is missing or is of a version that this
-	// version of the library cannot work with. Fleet.Migrate installs and upgrades it.
+	// ErrRegistryOutdated is returned by the methods of Fleet and CachedDirectory when the registry in the database is missing
+	// or is of a version that this version of the library cannot work with, and by Open when it is too new for it.
+	// Fleet.Migrate installs and upgrades it.
 	ErrRegistryOutdated = errors.New("pgtenancy: registry is missing or outdated")
 )
 

@@ -24,6 +24,7 @@ type PoolConfig struct {
 	// Its DefaultQueryExecMode may be QueryExecModeCacheStatement (pgx's default), or QueryExecModeCacheDescribe or
 	// QueryExecModeExec behind a transaction pooler that does not support prepared statements. StatementCacheCapacity
 	// bounds the prepared statements of one connection. A search_path in it is refused: it would be wrong for every tenant.
+	// A MaxConnLifetime of 0 is taken for pgxpool's default of an hour.
 	Conns *pgxpool.Config
 
 	// Direct is a way to the database past a transaction pooler, for Acquire and LISTEN. It may have few connections.
@@ -40,6 +41,19 @@ type PoolConfig struct {
 	// SettingValue makes the value of Setting, for services whose shared tables have another key than the ID. It is called
 	// for every statement, must be fast and safe for concurrent use. Defaults to Tenant.ID.
 	SettingValue func(Tenant) string
+
+	// Entry is the way in which the scope is set. Defaults to EntrySettings, which is right but for AWS RDS Proxy and Citus.
+	Entry Entry
+
+	// Limits bounds what one tenant may take of the pool, from its plan, say. It is called for every statement, must be fast
+	// and safe for concurrent use. Defaults to no bounds: tenants that wait are served in turn all the same.
+	Limits func(Tenant) Limits
+
+	// MaxTenantsPerConn is the number of distinct tenants, give or take a tenth, after which a connection is closed and
+	// replaced: a backend never gives back the 7 to 12 kB that its caches take for each table that it has touched. Defaults to
+	// MaxTenantsPerConnDefault, and where Direct is set, behind a pooler, to none: there the pooler's server_lifetime does
+	// it. Less than 0 is none.
+	MaxTenantsPerConn int
 }
 
 // Pool is a pool of connections whose every statement runs as the tenant in its context: unqualified names resolve in the
@@ -63,8 +77,8 @@ type PoolConfig struct {
 // A Pool is safe for concurrent use.
 type Pool struct {
 	cfg    PoolConfig // with its defaults; Conns and Direct as the caller gave them
-	conns  *pgxpool.Pool
-	direct *pgxpool.Pool // the same as conns where that is direct
+	conns  *conns
+	direct *conns // the same as conns where that is direct
 	wire   *wire.Shared
 	shared wire.Scope // the scope without a tenant
 	suffix string     // of search_path, after the tenant's schema
@@ -91,20 +105,26 @@ func NewPoolWithConfig(ctx context.Context, cfg *PoolConfig) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	conns, err := pgxpool.NewWithConfig(ctx, neutral(c.Conns))
+	conns, err := newConns(ctx, c.Conns)
 	if err != nil {
-		return nil, fmt.Errorf("pgtenancy: %w", err)
+		return nil, err
 	}
 	direct := conns
 	if c.Direct != nil {
-		if direct, err = pgxpool.NewWithConfig(ctx, neutral(c.Direct)); err != nil {
+		if direct, err = newConns(ctx, c.Direct); err != nil {
 			conns.Close()
-			return nil, fmt.Errorf("pgtenancy: %w", err)
+			return nil, err
 		}
 	}
 	p := &Pool{
 		cfg: c, conns: conns, direct: direct,
-		wire: wire.NewShared(c.Conns.ConnConfig.DefaultQueryExecMode, c.Conns.ConnConfig.StatementCacheCapacity),
+		wire: wire.NewShared(wire.Options{
+			Mode:       c.Conns.ConnConfig.DefaultQueryExecMode,
+			Statements: c.Conns.ConnConfig.StatementCacheCapacity,
+			Entry:      wire.Entry(c.Entry),
+			Setting:    c.Setting,
+			Role:       c.Conns.ConnConfig.RuntimeParams["role"],
+		}),
 	}
 	quoted := make([]string, 0, len(c.SharedSchemas)+1)
 	for _, s := range c.SharedSchemas {
@@ -113,7 +133,7 @@ func NewPoolWithConfig(ctx context.Context, cfg *PoolConfig) (*Pool, error) {
 	// pg_temp is named, and last, because PostgreSQL would otherwise search it first: a temporary table could then stand
 	// in for a tenant's.
 	p.suffix = ", " + strings.Join(append(quoted, "pg_temp"), ", ")
-	p.shared = wire.Scope{Setting: c.Setting, Version: wire.SharedVersion, Path: "pg_catalog" + p.suffix, Schema: "pg_catalog"}
+	p.shared = wire.Scope{Version: wire.SharedVersion, Path: "pg_catalog" + p.suffix, Schema: "pg_catalog"}
 	if len(c.SharedSchemas) > 0 {
 		p.shared.Path, p.shared.Schema = strings.TrimPrefix(p.suffix, ", "), c.SharedSchemas[0]
 	}
@@ -168,6 +188,15 @@ func (cfg *PoolConfig) withDefaults() (PoolConfig, error) {
 	if c.SettingValue == nil {
 		c.SettingValue = Tenant.ID
 	}
+	if c.Entry < EntrySettings || c.Entry > EntrySetLocal {
+		return c, invalid("PoolConfig.Entry", fmt.Sprint(int(c.Entry)), "must be one of the package's entries")
+	}
+	if c.MaxTenantsPerConn == 0 && c.Direct == nil {
+		c.MaxTenantsPerConn = MaxTenantsPerConnDefault
+	}
+	if c.Conns.MaxConnLifetime <= 0 {
+		c.Conns.MaxConnLifetime = maxConnLifetime // pgx would take 0 for no bound
+	}
 	return c, nil
 }
 
@@ -211,11 +240,15 @@ type Stat struct {
 
 	// Direct is the same of the connections that PoolConfig.Direct describes, nil where there are none of their own.
 	Direct *pgxpool.Stat
+
+	total   TenantStat
+	tenants map[string]TenantStat
 }
 
 // Stat returns a snapshot of the pool's statistics.
 func (p *Pool) Stat() *Stat {
 	s := &Stat{Stat: p.conns.Stat()}
+	s.total, s.tenants = tenantStats(p.conns.queue)
 	if p.direct != p.conns {
 		s.Direct = p.direct.Stat()
 	}
@@ -258,13 +291,16 @@ func (p *Pool) wireScope(t Tenant) (*wire.Scope, error) {
 			return nil, err
 		}
 	}
+	var limits Limits
+	if p.cfg.Limits != nil {
+		limits = p.cfg.Limits(t)
+	}
 	value := p.cfg.SettingValue(t)
 	if strings.IndexByte(value, 0) >= 0 {
 		return nil, invalid("PoolConfig.SettingValue", value, "must not return a NUL character")
 	}
 	return &wire.Scope{
-		Setting: p.cfg.Setting, Value: value, Path: t.path + p.suffix,
-		Schema: t.schema, Role: t.role, Version: t.version,
+		Value: value, Path: t.path + p.suffix, Schema: t.schema, Role: t.role, Version: t.version, Timeouts: limits.timeouts(),
 	}, nil
 }
 
@@ -347,4 +383,3 @@ func (p *Pool) AcquireFunc(ctx context.Context, f func(*Conn) error) error {
 	}
 	return s.AcquireFunc(ctx, f)
 }
-

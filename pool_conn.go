@@ -2,11 +2,12 @@ package pgtenancy
 
 import (
 	"context"
+	"errors"
 	"sync"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgtenancy/pgtenancy/internal/wire"
 )
@@ -18,11 +19,24 @@ import (
 // A Conn is not safe for concurrent use.
 type Conn struct {
 	binding
-	pool    *Pool
-	conn    *wire.Conn
-	scope   *wire.Scope
-	release sync.Once
-	pooled  *pgxpool.Conn
+	pool  *Pool
+	conn  *wire.Conn
+	scope *wire.Scope
+	lease lease
+
+	release  sync.Once
+	released atomic.Bool
+}
+
+// errReleased keeps a Conn from reaching whoever has the connection after it.
+var errReleased = errors.New("pgtenancy: the connection was released")
+
+// enter checks that the connection is still the caller's and may be used with ctx.
+func (c *Conn) enter(ctx context.Context) error {
+	if c.released.Load() {
+		return errReleased
+	}
+	return c.match(ctx)
 }
 
 // Acquire is Pool.Acquire for the tenant of s.
@@ -31,11 +45,11 @@ func (s *Scope) Acquire(ctx context.Context) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	pooled, err := s.pool.direct.Acquire(ctx)
+	l, err := s.pool.acquire(ctx, s.pool.direct, s.tenant)
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{binding: s.binding(), pool: s.pool, conn: wire.On(pooled.Conn(), s.pool.wire), scope: ws, pooled: pooled}
+	c := &Conn{binding: s.binding(), pool: s.pool, conn: l.Conn, scope: ws, lease: l}
 	if err := c.conn.EnterSession(ctx, ws); err != nil {
 		c.Release() // it may be half set
 		return nil, notFound(s.tenant, err)
@@ -57,23 +71,18 @@ func (s *Scope) AcquireFunc(ctx context.Context, f func(*Conn) error) error {
 // transaction, or does not clear within five seconds is destroyed. Calls after the first do nothing.
 func (c *Conn) Release() {
 	c.release.Do(func() {
-		pg := c.pooled.Conn().PgConn()
-		if !pg.IsClosed() && !pg.IsBusy() && pg.TxStatus() == 'I' {
-			if err := c.conn.Discard(context.Background()); err == nil {
-				c.pooled.Release()
-				return
-			}
+		c.released.Store(true)
+		pg := c.conn.Pgx().PgConn()
+		if pg.IsClosed() || pg.IsBusy() || pg.TxStatus() != 'I' || c.conn.Discard(context.Background()) != nil {
+			c.lease.end()
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), wire.CleanupTimeout)
-		defer cancel()
-		_ = c.pooled.Conn().Close(ctx) // nothing is left to do with it
-		c.pooled.Release()             // which takes a closed one out of the pool
+		c.lease.Release()
 	})
 }
 
 // Exec as on Pool.
 func (c *Conn) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
-	if err := c.match(ctx); err != nil {
+	if err := c.enter(ctx); err != nil {
 		return pgconn.CommandTag{}, err
 	}
 	return c.pool.exec(ctx, c.conn, c.scope, session, sql, args)
@@ -81,7 +90,7 @@ func (c *Conn) Exec(ctx context.Context, sql string, args ...any) (pgconn.Comman
 
 // Query as on Pool. The rows must be closed before the connection can be used again.
 func (c *Conn) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	if err := c.match(ctx); err != nil {
+	if err := c.enter(ctx); err != nil {
 		return wire.ErrRows{Error: err}, err
 	}
 	return c.pool.query(ctx, c.conn, c.scope, session, func() {}, sql, args)
@@ -95,7 +104,7 @@ func (c *Conn) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 
 // SendBatch as on Pool. The results must be closed before the connection can be used again.
 func (c *Conn) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
-	if err := c.match(ctx); err != nil {
+	if err := c.enter(ctx); err != nil {
 		return pgx.FailedBatchResults(b, err)
 	}
 	br, err := c.pool.sendBatch(ctx, c.conn, c.scope, session, func() {}, b)
@@ -107,7 +116,7 @@ func (c *Conn) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 
 // CopyFrom as on Pool.
 func (c *Conn) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, src pgx.CopyFromSource) (int64, error) {
-	if err := c.match(ctx); err != nil {
+	if err := c.enter(ctx); err != nil {
 		return 0, err
 	}
 	return copyFrom(ctx, c.conn.Pgx(), table, columns, src)
@@ -118,7 +127,7 @@ func (c *Conn) Begin(ctx context.Context) (pgx.Tx, error) { return c.BeginTx(ctx
 
 // BeginTx starts a transaction on the connection. Ending it leaves the connection acquired.
 func (c *Conn) BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error) {
-	if err := c.match(ctx); err != nil {
+	if err := c.enter(ctx); err != nil {
 		return nil, err
 	}
 	if _, err := c.conn.Pgx().Exec(ctx, wire.BeginSQL(opts)); err != nil {
@@ -128,7 +137,12 @@ func (c *Conn) BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error) 
 }
 
 // Ping checks that the connection answers.
-func (c *Conn) Ping(ctx context.Context) error { return c.conn.Pgx().Ping(ctx) }
+func (c *Conn) Ping(ctx context.Context) error {
+	if c.released.Load() {
+		return errReleased
+	}
+	return c.conn.Pgx().Ping(ctx)
+}
 
 // Conn returns the connection below, for WaitForNotification and the like. It must not be used after Release.
 func (c *Conn) Conn() *pgx.Conn { return c.conn.Pgx() }

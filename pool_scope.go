@@ -7,7 +7,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgtenancy/pgtenancy/internal/wire"
 )
@@ -54,27 +53,18 @@ func (s *Scope) enter(ctx context.Context) (*wire.Scope, error) {
 	return s.pool.wireScope(s.tenant)
 }
 
-// acquire returns a connection for one statement or transaction.
-func (p *Pool) acquire(ctx context.Context) (*pgxpool.Conn, *wire.Conn, error) {
-	c, err := p.conns.Acquire(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	return c, wire.On(c.Conn(), p.wire), nil
-}
-
 // Exec is Pool.Exec for the tenant of s.
 func (s *Scope) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
 	ws, err := s.enter(ctx)
 	if err != nil {
 		return pgconn.CommandTag{}, err
 	}
-	c, wc, err := s.pool.acquire(ctx)
+	c, err := s.pool.acquire(ctx, s.pool.conns, s.tenant)
 	if err != nil {
 		return pgconn.CommandTag{}, err
 	}
 	defer c.Release()
-	return s.pool.exec(ctx, wc, ws, single, sql, args)
+	return s.pool.exec(ctx, c.Conn, ws, single, sql, args)
 }
 
 // Query is Pool.Query for the tenant of s.
@@ -83,14 +73,18 @@ func (s *Scope) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, e
 	if err != nil {
 		return wire.ErrRows{Error: err}, err
 	}
-	c, wc, err := s.pool.acquire(ctx)
+	c, err := s.pool.acquire(ctx, s.pool.conns, s.tenant)
 	if err != nil {
 		return wire.ErrRows{Error: err}, err
 	}
-	rows, err := s.pool.query(ctx, wc, ws, single, c.Release, sql, args)
-	if err != nil {
-		c.Release()
-	}
+	sent := false
+	defer func() {
+		if !sent { // also where a rewriter or an argument of the caller's panics
+			c.Release()
+		}
+	}()
+	rows, err := s.pool.query(ctx, c.Conn, ws, single, c.Release, sql, args)
+	sent = err == nil
 	return rows, err
 }
 
@@ -106,15 +100,21 @@ func (s *Scope) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	if err != nil {
 		return pgx.FailedBatchResults(b, err)
 	}
-	c, wc, err := s.pool.acquire(ctx)
+	c, err := s.pool.acquire(ctx, s.pool.conns, s.tenant)
 	if err != nil {
 		return pgx.FailedBatchResults(b, err)
 	}
-	br, err := s.pool.sendBatch(ctx, wc, ws, single, c.Release, b)
+	sent := false
+	defer func() {
+		if !sent {
+			c.Release()
+		}
+	}()
+	br, err := s.pool.sendBatch(ctx, c.Conn, ws, single, c.Release, b)
 	if err != nil {
-		c.Release()
 		return pgx.FailedBatchResults(b, err)
 	}
+	sent = true
 	return br
 }
 
@@ -139,19 +139,19 @@ func (s *Scope) BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error)
 	if err != nil {
 		return nil, err
 	}
-	c, wc, err := s.pool.acquire(ctx)
+	c, err := s.pool.acquire(ctx, s.pool.conns, s.tenant)
 	if err != nil {
 		return nil, err
 	}
 	sql := wire.BeginSQL(opts)
-	tctx, end := s.pool.trace(ctx, wc, sql, nil)
-	err = notFound(s.tenant, wc.Begin(tctx, ws, sql))
+	tctx, end := s.pool.trace(ctx, c.Conn, sql, nil)
+	err = notFound(s.tenant, c.Begin(tctx, ws, sql))
 	end(pgconn.NewCommandTag("BEGIN"), err)
 	if err != nil {
 		c.Release()
 		return nil, err
 	}
-	return &tx{pool: s.pool, conn: wc, scope: ws, binding: s.binding(), commitSQL: opts.CommitQuery, release: c.Release}, nil
+	return &tx{pool: s.pool, conn: c.Conn, scope: ws, binding: s.binding(), commitSQL: opts.CommitQuery, release: c.Release}, nil
 }
 
 // notFound tells a missing schema for what it is to the caller.
@@ -169,6 +169,7 @@ const (
 	single  place = iota // in a transaction of its own: enter travels with it
 	inTx                 // in a transaction that has the scope
 	session              // on a connection whose session has the scope
+	batch                // the same, in a batch
 )
 
 // prepare checks a statement and takes pgx's options off its arguments.
@@ -226,12 +227,16 @@ func (p *Pool) sendBatch(ctx context.Context, wc *wire.Conn, ws *wire.Scope, at 
 		hooks.Query = func(data pgx.TraceBatchQueryData) { p.batchTracer.TraceBatchQuery(ctx, wc.Pgx(), data) }
 		hooks.Close = func(err error) { end(err); release() }
 	}
+	in := inTx
+	if at == session {
+		in = batch
+	}
 	for _, q := range b.QueuedQueries {
 		parsed, err := wire.ParseArgs(ctx, wc.Pgx(), q.SQL, q.Arguments)
 		if err != nil {
 			return nil, fmt.Errorf("pgtenancy: %w", err)
 		}
-		if _, err := checkStatement(inTx, parsed.SQL); err != nil {
+		if _, err := checkStatement(in, parsed.SQL); err != nil {
 			return nil, err
 		}
 		q.SQL, q.Arguments = parsed.SQL, parsed.Args

@@ -11,7 +11,7 @@ import (
 //
 // It looks at the first words only, against accidents. It is no wall against hostile SQL: a function can do the same.
 func checkStatement(at place, sql string) (needsTx bool, err error) {
-	word := sqlsplit.Keyword(sql)
+	word, second := sqlsplit.Keywords(sql)
 	switch word {
 	case "SELECT", "INSERT", "UPDATE", "DELETE", "WITH":
 		return false, nil
@@ -20,7 +20,7 @@ func checkStatement(at place, sql string) (needsTx bool, err error) {
 		// Inside an explicit transaction PostgreSQL refuses it (2D000).
 		return true, nil
 	}
-	if at == session {
+	if at == session || at == batch && word != "BEGIN" && word != "START" { // Batch.BeginTx has no way to give its Tx
 		return false, nil
 	}
 	advice := ""
@@ -30,7 +30,7 @@ func checkStatement(at place, sql string) (needsTx bool, err error) {
 	case "COMMIT", "END", "ABORT":
 		advice = "use the Commit and Rollback of a transaction from Begin"
 	case "ROLLBACK":
-		if at == single || sqlsplit.SecondKeyword(sql) != "TO" {
+		if at == single || second != "TO" {
 			advice = "use the Rollback of a transaction from Begin"
 		}
 	case "SAVEPOINT", "RELEASE":
@@ -38,7 +38,7 @@ func checkStatement(at place, sql string) (needsTx bool, err error) {
 			advice = "use Begin on a transaction from Begin"
 		}
 	case "SET":
-		switch second := sqlsplit.SecondKeyword(sql); {
+		switch {
 		case at == single:
 			advice = "it would end with this statement, or stay on a shared connection: use Begin with SET LOCAL, or Acquire"
 		case second != "LOCAL" && second != "TRANSACTION" && second != "CONSTRAINTS":

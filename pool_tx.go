@@ -84,7 +84,10 @@ func (t *tx) Commit(ctx context.Context) error {
 	}
 	tag, err := t.conn.Pgx().Exec(ctx, sql)
 	if err != nil {
-		return err // what the transaction left open, the pool destroys
+		if t.conn.TxStatus() != 'I' {
+			_ = t.conn.Pgx().Close(ctx) // here, since rows that are still open would race with the pool's closing it
+		}
+		return err
 	}
 	if tag.String() == "ROLLBACK" {
 		return pgx.ErrTxCommitRollback

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,19 +58,27 @@ func (c *Conn) tryBatch(ctx context.Context, s *Scope, enter bool, b *pgx.Batch,
 		}
 		known = len(missing) < len(described)
 		if len(missing) > 0 {
-			sds, err := c.describe(ctx, s, enter, again, missing...)
+			sds, err := c.describe(ctx, s, enter, missing...)
 			if err != nil {
 				return nil, false, err
 			}
 			for i, sd := range sds {
+				c.shared.store(s, missing[i], sd, again)
 				described[missing[i]] = sd
 			}
 		}
 	}
 
-	steps := make([]step, 0, len(b.QueuedQueries)+3)
+	for _, sd := range described {
+		if err := c.learn(ctx, sd); err != nil {
+			return nil, false, err
+		}
+	}
+
+	steps := make([]step, 0, len(b.QueuedQueries)+4)
 	if enter {
-		steps = append(steps, unnamed("begin"), c.enter(s, false))
+		c.serve(s)
+		steps = c.enterSteps(append(steps, unnamed("begin")), s, false)
 	}
 	for i, q := range b.QueuedQueries {
 		sd := described[q.SQL]
@@ -92,11 +101,11 @@ func (c *Conn) tryBatch(ctx context.Context, s *Scope, enter bool, b *pgx.Batch,
 		steps = append(steps, unnamed("commit"))
 	}
 
-	k := &call{c: c, ctx: ctx, outer: c.TxStatus() == 'I', commit: enter}
+	k := &call{c: c, ctx: ctx, outer: enter, commit: enter}
 	k.r = c.send(ctx, steps)
 	if enter {
 		if err = skip(k.r); err == nil {
-			err = entered(k.r)
+			err = c.entered(k.r, false)
 		}
 		if err != nil {
 			k.fail(err)
@@ -122,6 +131,7 @@ type BatchResults struct {
 	scope  *Scope
 	b      *pgx.Batch
 	next   int
+	open   *batchRows // of the last query, perhaps closed
 	err    error
 	closed bool
 	hooks  BatchHooks
@@ -132,6 +142,7 @@ var _ pgx.BatchResults = (*BatchResults)(nil)
 // advance returns the result of the next query.
 func (br *BatchResults) advance() (q *pgx.QueuedQuery, rr *pgconn.ResultReader, started time.Time, err error) {
 	started = time.Now()
+	br.closeRows()
 	switch {
 	case br.err != nil:
 		return nil, nil, started, br.err
@@ -150,8 +161,18 @@ func (br *BatchResults) advance() (q *pgx.QueuedQuery, rr *pgconn.ResultReader, 
 	return q, rr, started, nil
 }
 
+// closeRows closes the rows that a caller left open. They would otherwise read the next query's results, or those of
+// whoever has the connection next.
+func (br *BatchResults) closeRows() {
+	if br.open != nil {
+		br.open.Close()
+	}
+}
+
 func (br *BatchResults) fail(q *pgx.QueuedQuery, err error) {
-	br.k.c.stale(br.scope, q.SQL, true, err) // too late to send it again, but not to know better next time
+	if br.k.c.stale(br.scope, q.SQL, true, err) {
+		br.k.c.shared.distrust(br.scope, q.SQL) // too late to send it again, but not to know better next time
+	}
 	br.k.fail(err)
 	if br.err == nil {
 		br.err = explain(err)
@@ -184,7 +205,8 @@ func (br *BatchResults) Query() (pgx.Rows, error) {
 	if err != nil {
 		return ErrRows{err}, err
 	}
-	return &batchRows{Rows: pgx.RowsFromResultReader(br.k.c.types, rr), br: br, rr: rr, q: q, started: started}, nil
+	br.open = &batchRows{Rows: pgx.RowsFromResultReader(br.k.c.types, rr), br: br, rr: rr, q: q, started: started}
+	return br.open, nil
 }
 
 // QueryRow as in pgx.BatchResults.
@@ -201,6 +223,7 @@ func (br *BatchResults) Close() error {
 	if br.closed {
 		return br.err
 	}
+	br.closeRows()
 	var callbackErr error
 	for br.err == nil && callbackErr == nil && br.next < len(br.b.QueuedQueries) {
 		if q := br.b.QueuedQueries[br.next]; q.Fn != nil {
@@ -212,6 +235,7 @@ func (br *BatchResults) Close() error {
 	for br.err == nil && br.next < len(br.b.QueuedQueries) {
 		_, _ = br.Exec() // a callback failed: the rest is only read; it is committed all the same, as with pgx
 	}
+	br.closeRows()
 	br.closed = true
 	if err := br.k.finish(); err != nil && br.err == nil {
 		br.err = explain(err)
@@ -258,7 +282,17 @@ func (r *batchRows) Next() bool {
 	return false
 }
 
+func (r *batchRows) FieldDescriptions() []pgconn.FieldDescription {
+	if r.closed {
+		return nil
+	}
+	return r.Rows.FieldDescriptions()
+}
+
 func (r *batchRows) Scan(dest ...any) error {
+	if r.closed {
+		return cmp.Or(r.Rows.Err(), errRowsClosed)
+	}
 	err := r.Rows.Scan(dest...)
 	if err != nil {
 		r.Close()

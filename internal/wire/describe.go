@@ -37,8 +37,10 @@ func (sh *Shared) lookup(s *Scope, sql string) *pgconn.StatementDescription {
 	return d.StatementDescription
 }
 
-func (sh *Shared) store(s *Scope, sql string, sd *pgconn.StatementDescription, again bool) {
-	perSchema := again
+// store keeps a description. differs says that what was known turned out wrong: from then on every schema is asked about
+// the statement by itself, since it seems to differ from the others at its version.
+func (sh *Shared) store(s *Scope, sql string, sd *pgconn.StatementDescription, differs bool) {
+	perSchema := differs
 	for _, oid := range sd.ParamOIDs {
 		perSchema = perSchema || oid >= firstUserOID
 	}
@@ -55,6 +57,14 @@ func (sh *Shared) store(s *Scope, sql string, sd *pgconn.StatementDescription, a
 	}
 }
 
+// distrust forgets a description, and that others may do with it.
+func (sh *Shared) distrust(s *Scope, sql string) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	sh.descriptions.Put(describeKey{"", sql, s.Version}, description{perSchema: true})
+	sh.descriptions.Delete(describeKey{s.Schema, sql, s.Version})
+}
+
 func (sh *Shared) forget(s *Scope, sql string) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -62,14 +72,18 @@ func (sh *Shared) forget(s *Scope, sql string) {
 	sh.descriptions.Delete(describeKey{s.Schema, sql, s.Version})
 }
 
-// describe asks the server about statements in the scope, in one round trip, and keeps the answers. enter is false
-// inside a transaction that has the scope already. again says that what was known turned out wrong: from then on every
-// schema is asked about these statements by itself, since it seems to differ from the others at its version.
-func (c *Conn) describe(ctx context.Context, s *Scope, enter, again bool, sqls ...string) ([]*pgconn.StatementDescription, error) {
+// describe asks the server about statements in the scope, in one round trip. enter is false inside a transaction that has
+// the scope already.
+func (c *Conn) describe(ctx context.Context, s *Scope, enter bool, sqls ...string) ([]*pgconn.StatementDescription, error) {
 	p := c.pg.StartPipeline(ctx)
 	if enter {
-		st := c.enter(s, false)
-		p.SendQueryParams(s.enterSQL(false), st.values, enterOIDs[:len(st.values)], nil, nil)
+		steps := c.enterSteps(nil, s, false)
+		st := steps[len(steps)-1] // the tenant's setting makes no difference to a description
+		text := st.parse
+		if st.stmt != nil {
+			text = st.stmt.key.sql
+		}
+		p.SendQueryParams(text, st.values, st.oids, nil, nil)
 		if st.stmt != nil && st.parse != "" {
 			c.prepared.Delete(st.stmt.key) // it was not parsed under its name
 		}
@@ -80,7 +94,7 @@ func (c *Conn) describe(ctx context.Context, s *Scope, enter, again bool, sqls .
 	r := &pipelineReader{p: p, err: p.Sync()}
 	var err error
 	if enter {
-		err = entered(r)
+		err = c.guarded(r)
 	}
 	sds := make([]*pgconn.StatementDescription, 0, len(sqls))
 	for err == nil && len(sds) < len(sqls) {
@@ -99,9 +113,6 @@ func (c *Conn) describe(ctx context.Context, s *Scope, enter, again bool, sqls .
 	}
 	if err != nil {
 		return nil, err
-	}
-	for i, sd := range sds {
-		c.shared.store(s, sqls[i], sd, again)
 	}
 	return sds, nil
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -68,7 +70,7 @@ type call struct {
 	ctx    context.Context
 	r      results
 	commit bool // a COMMIT of ours is still to come
-	outer  bool // no transaction was open before
+	outer  bool // no transaction may be open afterwards
 	ended  bool
 	err    error
 }
@@ -79,18 +81,32 @@ type call struct {
 // A server error comes back from here or from finish; whichever it is, nothing of the pipeline has happened then, as long
 // as no transaction was open before. That is what makes it safe to send again.
 func (c *Conn) start(ctx context.Context, s *Scope, enter bool, q Query) (*call, *pgconn.ResultReader, error) {
-	for again := false; ; again = true {
-		k, rr, known, err := c.tryStart(ctx, s, enter, q, again)
+	var first *failure
+	for {
+		k, rr, sd, known, err := c.tryStart(ctx, s, enter, q, first)
 		if err == nil {
 			return k, rr, nil
 		}
-		if stale := c.stale(s, q.SQL, known, err); !stale || again || c.pg.IsClosed() || ctx.Err() != nil {
+		if first != nil || !c.stale(s, q.SQL, known, err) || c.pg.IsClosed() || ctx.Err() != nil {
 			return nil, nil, explain(err)
 		}
 		if c.TxStatus() != 'I' && !errors.As(err, new(encodeError)) {
 			return nil, nil, explain(err) // the transaction has failed with it
 		}
+		first = &failure{err, sd}
 	}
+}
+
+// failure is why a statement is tried again.
+type failure struct {
+	err error
+	sd  *pgconn.StatementDescription // that it relied on, if it did
+}
+
+// final reports whether trying again would fail in the same way, sd being what the statement is described as now.
+func (f *failure) final(sd *pgconn.StatementDescription) bool {
+	return f.sd != nil && slices.Equal(f.sd.ParamOIDs, sd.ParamOIDs) && sameTypes(f.sd.Fields, sd.Fields) &&
+		!isCode(f.err, lostCodes...) && !isCode(f.err, "0A000")
 }
 
 // encodeError is the error of an argument that the description's type cannot take.
@@ -99,21 +115,21 @@ type encodeError struct{ error }
 func (e encodeError) Unwrap() error { return e.error }
 
 // tryStart reports in known whether it relied on what was known of the user's statement before.
-func (c *Conn) tryStart(ctx context.Context, s *Scope, enter bool, q Query, again bool) (k *call, rr *pgconn.ResultReader, known bool, err error) {
-	user, known, err := c.bind(ctx, s, enter, q, again)
+func (c *Conn) tryStart(ctx context.Context, s *Scope, enter bool, q Query, first *failure) (k *call, rr *pgconn.ResultReader, sd *pgconn.StatementDescription, known bool, err error) {
+	user, sd, known, err := c.bind(ctx, s, enter, q, first)
 	if err != nil {
-		return nil, nil, known, err
+		return nil, nil, sd, known, err
 	}
 	known = known || user.parse == ""
-	var room [4]step
+	var room [5]step
 	steps := room[:0]
-	k = &call{c: c, ctx: ctx, outer: c.TxStatus() == 'I', commit: q.InTransaction && enter}
+	k = &call{c: c, ctx: ctx, outer: enter, commit: enter && (q.InTransaction || c.shared.entry == EntrySetLocal)}
 	if k.commit {
 		steps = append(steps, unnamed("begin"))
 	}
 	if enter {
-		st := c.enter(s, false)
-		steps = append(steps, st)
+		c.serve(s)
+		steps = c.enterSteps(steps, s, false)
 	}
 	steps = append(steps, user)
 	if k.commit {
@@ -124,7 +140,7 @@ func (c *Conn) tryStart(ctx context.Context, s *Scope, enter bool, q Query, agai
 		err = skip(k.r)
 	}
 	if err == nil && enter {
-		err = entered(k.r)
+		err = c.entered(k.r, false)
 	}
 	if err == nil {
 		rr, err = k.r.next()
@@ -134,9 +150,16 @@ func (c *Conn) tryStart(ctx context.Context, s *Scope, enter bool, q Query, agai
 	}
 	if err != nil {
 		k.fail(err)
-		return nil, nil, known, k.finish()
+		return nil, nil, sd, known, k.finish()
 	}
-	return k, rr, known, nil
+	if sd != nil && !q.DiscardRows && !sameTypes(sd.Fields, rr.FieldDescriptions()) {
+		c.shared.forget(s, q.SQL) // the formats were picked for other types
+	}
+	return k, rr, sd, known, nil
+}
+
+func sameTypes(described, got []pgconn.FieldDescription) bool {
+	return slices.EqualFunc(described, got, func(a, b pgconn.FieldDescription) bool { return a.DataTypeOID == b.DataTypeOID })
 }
 
 func skip(r results) error {
@@ -147,31 +170,38 @@ func skip(r results) error {
 	return err
 }
 
-// bind encodes q's arguments and returns its step.
-func (c *Conn) bind(ctx context.Context, s *Scope, enter bool, q Query, again bool) (st step, known bool, err error) {
+// bind encodes q's arguments and returns its step, and the description that it relied on, where it did.
+func (c *Conn) bind(ctx context.Context, s *Scope, enter bool, q Query, first *failure) (st step, sd *pgconn.StatementDescription, known bool, err error) {
 	mode := q.Mode
 	if mode == 0 {
 		mode = c.shared.mode
 	}
 	c.pipeline++
-	var sd *pgconn.StatementDescription
 	if mode != pgx.QueryExecModeExec && !(q.DiscardRows && len(q.Args) == 0) {
-		if !again {
+		if first == nil {
 			sd = c.shared.lookup(s, q.SQL)
 		}
 		if known = sd != nil; !known {
-			sds, err := c.describe(ctx, s, enter, again, q.SQL)
+			sds, err := c.describe(ctx, s, enter, q.SQL)
 			if err != nil {
-				return step{}, false, err
+				return step{}, nil, false, err
 			}
 			sd = sds[0]
+			final := first != nil && first.final(sd)
+			c.shared.store(s, q.SQL, sd, first != nil && !final)
+			if final {
+				return step{}, sd, false, first.err
+			}
+		}
+		if err := c.learn(ctx, sd); err != nil {
+			return step{}, sd, false, err
 		}
 		if len(sd.ParamOIDs) != len(q.Args) {
-			return step{}, known, encodeError{fmt.Errorf("expected %d arguments, got %d", len(sd.ParamOIDs), len(q.Args))}
+			return step{}, sd, known, encodeError{fmt.Errorf("expected %d arguments, got %d", len(sd.ParamOIDs), len(q.Args))}
 		}
 	}
 	if err := c.eqb.Build(c.types, sd, q.Args); err != nil {
-		return step{}, known, encodeError{err}
+		return step{}, sd, known, encodeError{err}
 	}
 	var oids []uint32
 	formats := c.eqb.ResultFormats
@@ -192,7 +222,13 @@ func (c *Conn) bind(ctx context.Context, s *Scope, enter bool, q Query, again bo
 	}
 	st = c.statement(stmtKey{schema: s.Schema, role: s.Role, sql: q.SQL}, mode, oids, false)
 	st.values, st.formats, st.resultFormats = c.eqb.ParamValues, c.eqb.ParamFormats, formats
-	return st, known, nil
+	return st, sd, known, nil
+}
+
+// lostCodes are what PostgreSQL says where it does not have the prepared statements that it was taken to have.
+var lostCodes = []string{
+	"26000", // invalid_sql_statement_name: the server lost it, or a pooler switched servers
+	"42P05", // duplicate_prepared_statement: the server has one that was taken for lost
 }
 
 // stale reports whether err may come from relying on what was known of a statement, and forgets that.
@@ -204,8 +240,8 @@ func (c *Conn) stale(s *Scope, sql string, known bool, err error) bool {
 	case errors.As(err, new(encodeError)):
 		c.shared.forget(s, sql)
 		return known
-	case isCode(err, "26000"): // invalid_sql_statement_name: the server lost it, or a pooler switched servers
-		c.Forget()
+	case isCode(err, lostCodes...):
+		c.dropAll()
 		return true
 	case isCode(err,
 		"0A000", // feature_not_supported: cached plan must not change result type (RevalidateCachedQuery)
@@ -214,12 +250,19 @@ func (c *Conn) stale(s *Scope, sql string, known bool, err error) bool {
 		"42804", // datatype_mismatch: a column has another type than was declared
 		"42883", // undefined_function: no operator for the declared type
 		"42P18", // indeterminate_datatype
+		"22P02", // invalid_text_representation: text for a type that the column no longer has
+		"22003", // numeric_value_out_of_range: the same, where the column became wider
+		"22007", // invalid_datetime_format
+		"22008", // datetime_field_overflow
 		"XX000", // internal_error: cache lookup failed for a type that is gone
 	):
 		if st, ok := c.prepared.Get(stmtKey{schema: s.Schema, role: s.Role, sql: sql}); ok {
 			c.drop(st)
 		}
 		c.shared.forget(s, sql)
+		if pgErr := new(pgconn.PgError); errors.As(err, &pgErr) && pgErr.Routine == "RevalidateCachedQuery" {
+			c.shared.stalePlan.Store(time.Now().UnixNano())
+		}
 		return known
 	}
 	return false

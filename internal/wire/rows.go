@@ -1,7 +1,9 @@
 package wire
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -61,8 +63,22 @@ func (r *Rows) Next() bool {
 	return false
 }
 
+// errRowsClosed keeps closed rows from looking at the results of whoever has the connection after them.
+var errRowsClosed = errors.New("rows are closed")
+
+// FieldDescriptions as in pgx.Rows, and nil when they are closed.
+func (r *Rows) FieldDescriptions() []pgconn.FieldDescription {
+	if r.closed {
+		return nil
+	}
+	return r.Rows.FieldDescriptions()
+}
+
 // Scan as in pgx.Rows.
 func (r *Rows) Scan(dest ...any) error {
+	if r.closed {
+		return cmp.Or(r.err, errRowsClosed)
+	}
 	err := r.Rows.Scan(dest...)
 	if err != nil {
 		r.Close()

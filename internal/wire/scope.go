@@ -3,7 +3,10 @@ package wire
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -14,62 +17,173 @@ import (
 
 // Scope is what a statement runs in.
 type Scope struct {
-	Setting string // the name of the tenant's setting; validated
-	Value   string // its value
-	Path    string // the value of search_path; its names quoted
-	Schema  string // what current_schema() must be in it
-	Role    string // "" keeps the connection's
-	Version int64  // of the schema, which tells descriptions apart
+	Value    string // of the tenant's setting
+	Path     string // the value of search_path; its names quoted
+	Schema   string // what current_schema() must be in it
+	Role     string // "" is the connection's own
+	Version  int64  // of the schema, which tells descriptions apart
+	Timeouts Timeouts
 }
+
+// Timeouts bound what a statement may take. 0 keeps the connection's.
+type Timeouts struct{ Statement, Lock, IdleInTransaction time.Duration }
+
+// Entry is a way to set a scope.
+type Entry int
+
+// The entries. Each sets the same.
+const (
+	EntrySettings Entry = iota // one statement that calls set_config
+	EntryFunction              // a call of the stored function pgtenancy.enter, which calls set_config
+	EntrySetLocal              // a SET LOCAL for the tenant's setting, then as EntrySettings; always with BEGIN and COMMIT
+)
 
 // ErrNoSchema is the error of a scope whose schema does not exist, or on which its role has no USAGE. It wraps
 // PostgreSQL's.
 var ErrNoSchema = errors.New("no usable schema")
 
-// enterOIDs are the types of enter's parameters, all text.
-var enterOIDs = []uint32{pgtype.TextOID, pgtype.TextOID, pgtype.TextOID, pgtype.TextOID}
+// EnterFunction returns the statement that makes the function of EntryFunction. It sets the settings in order, so that a
+// role comes last: the role need not be allowed to call set_config.
+const EnterFunction = `create function pgtenancy.enter(names text[], vals text[], wanted text) returns int
+language plpgsql as $$
+begin
+	for i in 1 .. pg_catalog.cardinality(names) loop
+		perform pg_catalog.set_config(names[i], vals[i], true);
+	end loop;
+	if pg_catalog.current_schema() is distinct from wanted then
+		raise exception using errcode = '22P02',
+			message = pg_catalog.concat('no usable schema: ', wanted, ' in ', pg_catalog.current_schemas(false));
+	end if;
+	return 0;
+end
+$$`
 
-// enterSQL returns the statement that sets a scope, for the transaction or for the session.
+// set is the number of settings that enter always sets, before timeouts: search_path, the tenant's, role.
+const set = 3
+
+var timeoutNames = [...]string{"statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"}
+
+// enterStatement is the statement that sets a scope with certain timeouts.
+type enterStatement struct {
+	sql   string
+	oids  []uint32
+	names string // of the settings, as an array; for EntryFunction
+}
+
+// newEnterStatement returns the statement for the timeouts whose bits are in mask, for the transaction or the session.
 //
 // PostgreSQL skips a schema in search_path that is missing, or on which the role has no USAGE, without a word. So the
 // statement compares what the path became, and its cast fails where that is not the tenant's schema. concat is STABLE,
 // which keeps the planner from folding the failing cast into a constant.
-func (s *Scope) enterSQL(session bool) string {
+//
+// The role is always set, also to none: what a tenant's SQL has set for the session stays with that tenant so.
+func newEnterStatement(entry Entry, setting string, mask int, session bool) enterStatement {
+	names := []string{"search_path", setting, "role"}
+	if entry == EntrySetLocal && !session {
+		names[1] = ""
+	}
+	for i, name := range timeoutNames {
+		if mask&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	if entry == EntryFunction && !session {
+		e := enterStatement{sql: "select pgtenancy.enter($1, $2, $3)", oids: []uint32{pgtype.TextArrayOID, pgtype.TextArrayOID, pgtype.TextOID}}
+		quoted := make([]string, 0, len(names))
+		for _, i := range enterOrder(len(names)) {
+			quoted = append(quoted, arrayElement(names[i]))
+		}
+		e.names = "{" + strings.Join(quoted, ",") + "}"
+		return e
+	}
 	local := "true"
 	if session {
 		local = "false"
 	}
 	var b strings.Builder
 	b.WriteString("select ")
-	if s.Role != "" {
-		b.WriteString("pg_catalog.set_config('role', $4, " + local + "), ")
+	oids := make([]uint32, len(names)+1)
+	for i, name := range names {
+		oids[i] = pgtype.TextOID
+		if name != "" {
+			fmt.Fprintf(&b, "pg_catalog.set_config(%s, $%d, %s), ", ident.Literal(name), i+1, local)
+		} else {
+			fmt.Fprintf(&b, "$%d::pg_catalog.text, ", i+1)
+		}
 	}
-	b.WriteString("pg_catalog.set_config('search_path', $1, " + local + "), " +
-		"pg_catalog.set_config(" + ident.Literal(s.Setting) + ", $2, " + local + "), " +
-		"case when pg_catalog.current_schema()::pg_catalog.text operator(pg_catalog.=) $3 then 0 " +
-		"else pg_catalog.concat('no usable schema: ', $3, ' in ', pg_catalog.current_schemas(false))::pg_catalog.int4 end")
-	return b.String()
+	oids[len(names)] = pgtype.TextOID
+	fmt.Fprintf(&b, "case when pg_catalog.current_schema()::pg_catalog.text operator(pg_catalog.=) $%d then 0 "+
+		"else pg_catalog.concat('no usable schema: ', $%[1]d, ' in ', pg_catalog.current_schemas(false))::pg_catalog.int4 end", len(names)+1)
+	return enterStatement{sql: b.String(), oids: oids}
 }
 
-func (c *Conn) enter(s *Scope, session bool) step {
-	values := [][]byte{[]byte(s.Path), []byte(s.Value), []byte(s.Schema)}
-	if s.Role != "" {
-		values = append(values, []byte(s.Role))
+// enterOrder is the order in which the function sets the settings: the role last.
+func enterOrder(n int) []int {
+	order := []int{0, 1}
+	for i := set; i < n; i++ {
+		order = append(order, i)
 	}
-	st := c.statement(stmtKey{sql: s.enterSQL(session)}, c.shared.mode, enterOIDs[:len(values)], true)
-	st.values = values
-	return st
+	return append(order, 2)
 }
 
-// entered reads enter's result.
-func entered(r results) error {
-	rr, err := r.next()
-	if err == nil {
-		_, err = rr.Close()
+func arrayElement(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+}
+
+// enterSteps appends the steps that set a scope.
+func (c *Conn) enterSteps(steps []step, s *Scope, session bool) []step {
+	mask := 0
+	values := make([][]byte, set, set+len(timeoutNames)+1)
+	values[0], values[1], values[2] = []byte(s.Path), []byte(s.Value), c.shared.role
+	if s.Role != "" {
+		values[2] = []byte(s.Role)
 	}
+	for i, d := range [...]time.Duration{s.Timeouts.Statement, s.Timeouts.Lock, s.Timeouts.IdleInTransaction} {
+		if d > 0 {
+			mask |= 1 << i
+			values = append(values, strconv.AppendInt(nil, max(d.Milliseconds(), 1), 10))
+		}
+	}
+	e := &c.shared.enter[0][mask]
+	if session {
+		e = &c.shared.enter[1][mask]
+	}
+	if c.shared.entry == EntrySetLocal && !session {
+		steps = append(steps, unnamed("set local "+c.shared.setting+" = "+ident.Literal(s.Value)))
+	}
+	if e.names != "" {
+		elements := make([]string, 0, len(values))
+		for _, i := range enterOrder(len(values)) {
+			elements = append(elements, arrayElement(string(values[i])))
+		}
+		values = append(values[:0], []byte(e.names), []byte("{"+strings.Join(elements, ",")+"}"))
+	}
+	st := c.statement(stmtKey{sql: e.sql}, c.shared.mode, e.oids, true)
+	st.values = append(values, []byte(s.Schema))
+	return append(steps, st)
+}
+
+// entered reads the results of enterSteps.
+func (c *Conn) entered(r results, session bool) error {
+	if c.shared.entry == EntrySetLocal && !session {
+		if err := skip(r); err != nil {
+			return err
+		}
+	}
+	return c.guarded(r)
+}
+
+// guarded reads the result of the statement with the guard, the last of enterSteps.
+func (c *Conn) guarded(r results) error {
+	err := skip(r)
 	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) && pgErr.Code == "22P02" {
-		return &noSchemaError{pgErr}
+	if errors.As(err, &pgErr) {
+		switch {
+		case pgErr.Code == "22P02":
+			return &noSchemaError{pgErr}
+		case c.shared.entry == EntryFunction && (pgErr.Code == "42883" || pgErr.Code == "3F000" || pgErr.Code == "42501"):
+			return fmt.Errorf("the function pgtenancy.enter, which Fleet.Migrate installs, cannot be called: %w", err)
+		}
 	}
 	return err
 }
@@ -85,41 +199,33 @@ func (e *noSchemaError) Unwrap() []error { return []error{ErrNoSchema, e.err} }
 
 // Begin starts a transaction with the statement begin and sets the scope in it, in one round trip.
 func (c *Conn) Begin(ctx context.Context, s *Scope, begin string) error {
+	c.serve(s)
 	return c.retryLost(func() error {
 		c.pipeline++
-		return c.run(ctx, []step{unnamed(begin), c.enter(s, false)}, 1)
+		return c.run(ctx, c.enterSteps([]step{unnamed(begin)}, s, false), 1, false)
 	})
-}
-
-// Enter sets the scope inside a transaction that is open already.
-func (c *Conn) Enter(ctx context.Context, s *Scope) error {
-	c.pipeline++
-	return c.run(ctx, []step{c.enter(s, false)}, 0)
 }
 
 // EnterSession sets the scope for the session. The connection must not go back to a pool before Discard.
 func (c *Conn) EnterSession(ctx context.Context, s *Scope) error {
+	c.serve(s)
 	return c.retryLost(func() error {
 		c.pipeline++
-		return c.run(ctx, []step{c.enter(s, true)}, 0)
+		return c.run(ctx, c.enterSteps(nil, s, true), 0, true)
 	})
 }
 
-// run sends steps of which the one at index enter is enter, and reads their results. An open transaction that fails is
-// rolled back.
-func (c *Conn) run(ctx context.Context, steps []step, enter int) error {
+// run sends steps of which those from index enter on are enterSteps', and reads their results. A transaction that it
+// opened and that fails is rolled back.
+func (c *Conn) run(ctx context.Context, steps []step, enter int, session bool) error {
 	inTx := c.TxStatus() != 'I'
 	r := c.send(ctx, steps)
 	var err error
-	for i := 0; i < len(steps) && err == nil; i++ {
-		if i == enter {
-			err = entered(r)
-			continue
-		}
-		var rr *pgconn.ResultReader
-		if rr, err = r.next(); err == nil {
-			_, err = rr.Close()
-		}
+	for i := 0; i < enter && err == nil; i++ {
+		err = skip(r)
+	}
+	if err == nil {
+		err = c.entered(r, session)
 	}
 	if endErr := r.end(); err == nil {
 		err = endErr
@@ -136,8 +242,8 @@ func (c *Conn) run(ctx context.Context, steps []step, enter int) error {
 // retryLost calls f again when the server has lost a statement that the connection took for prepared.
 func (c *Conn) retryLost(f func() error) error {
 	err := f()
-	if isCode(err, "26000") && c.TxStatus() == 'I' {
-		c.Forget()
+	if isCode(err, lostCodes...) && c.TxStatus() == 'I' {
+		c.dropAll()
 		err = f()
 	}
 	return err

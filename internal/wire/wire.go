@@ -21,8 +21,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -39,18 +41,58 @@ const CleanupTimeout = 5 * time.Second
 type Shared struct {
 	mode       pgx.QueryExecMode
 	statements int // server statements kept by one connection
+	entry      Entry
+	setting    string
+	role       []byte                                    // where a scope names none
+	enter      [2][1 << len(timeoutNames)]enterStatement // for a transaction and for a session, by the timeouts that are set
+
+	// stalePlan is when a prepared statement was last found to have a plan that no longer fits its table, 0 for never.
+	stalePlan atomic.Int64
 
 	mu           sync.Mutex
 	descriptions *lru.Cache[describeKey, description]
+	types        *lru.Cache[uint32, *typeSpec]
 }
 
-// descriptionsDefault bounds the descriptions that a process keeps.
-const descriptionsDefault = 4096
+// What a process keeps at most.
+const (
+	descriptionsDefault = 4096
+	typesDefault        = 1 << 16
+)
 
-// NewShared returns the state of a pool whose statements run in mode by default: QueryExecModeCacheStatement,
-// QueryExecModeCacheDescribe or QueryExecModeExec. One connection keeps at most statements prepared statements.
-func NewShared(mode pgx.QueryExecMode, statements int) *Shared {
-	return &Shared{mode: mode, statements: statements, descriptions: lru.New[describeKey, description](descriptionsDefault)}
+// Options say how statements are sent.
+type Options struct {
+	Mode       pgx.QueryExecMode // by default: QueryExecModeCacheStatement, QueryExecModeCacheDescribe or QueryExecModeExec
+	Statements int               // that one connection keeps prepared, at most
+	Entry      Entry
+	Setting    string // the name of the tenant's setting; validated
+	Role       string // of scopes that name none, "" for the role that the connection has logged in as
+}
+
+// NewShared returns the state of a pool.
+func NewShared(o Options) *Shared {
+	sh := &Shared{
+		mode: o.Mode, statements: o.Statements, entry: o.Entry, setting: o.Setting, role: []byte("none"),
+		descriptions: lru.New[describeKey, description](descriptionsDefault),
+		types:        lru.New[uint32, *typeSpec](typesDefault),
+	}
+	if o.Role != "" {
+		sh.role = []byte(o.Role)
+	}
+	for mask := range sh.enter[0] {
+		sh.enter[0][mask] = newEnterStatement(o.Entry, o.Setting, mask, false)
+		sh.enter[1][mask] = newEnterStatement(o.Entry, o.Setting, mask, true)
+	}
+	return sh
+}
+
+// epoch returns what the text of statements that are prepared from now on ends in. PgBouncer does not pass on the Close of
+// a prepared statement, and would give its stale one to whoever prepares the same text.
+func (sh *Shared) epoch() string {
+	if t := sh.stalePlan.Load(); t != 0 {
+		return "\n/* " + strconv.FormatInt(t, 36) + " */"
+	}
+	return ""
 }
 
 // Conn sends statements on one connection. Like the connection it is not safe for concurrent use.
@@ -60,6 +102,11 @@ type Conn struct {
 	types  *pgtype.Map
 	shared *Shared
 	eqb    pgx.ExtendedQueryBuilder
+
+	learned map[uint32]bool // types that users created, as far as this connection was told of them
+	changed []uint32        // those of them that have other fields now
+
+	served map[string]struct{} // the schemas of tenants that it has served
 
 	prepared *lru.Cache[stmtKey, *stmt]    // what the server has
 	seen     *lru.Cache[stmtKey, struct{}] // what was sent once, unnamed
@@ -95,6 +142,20 @@ func On(conn *pgx.Conn, shared *Shared) *Conn {
 	data[customData] = c
 	return c
 }
+
+// serve notes that the connection serves a tenant.
+func (c *Conn) serve(s *Scope) {
+	if _, ok := c.served[s.Schema]; !ok {
+		if c.served == nil {
+			c.served = make(map[string]struct{})
+		}
+		c.served[s.Schema] = struct{}{}
+	}
+}
+
+// Served returns the number of tenants that the connection has served. Its backend keeps what it knows of each one's tables
+// until the connection ends.
+func (c *Conn) Served() int { return len(c.served) }
 
 // Forget drops all knowledge of statements on the server, as after DISCARD ALL.
 func (c *Conn) Forget() {
@@ -170,7 +231,6 @@ func (c *Conn) send(ctx context.Context, steps []step) results {
 	for _, name := range c.close {
 		r.p.SendDeallocate(name)
 	}
-	c.close = nil
 	for i := range steps {
 		s := &steps[i]
 		switch {
@@ -183,7 +243,9 @@ func (c *Conn) send(ctx context.Context, steps []step) results {
 		}
 		r.p.SendQueryPrepared(s.stmt.name, s.values, s.formats, s.resultFormats)
 	}
-	r.err = r.p.Sync()
+	if r.err = r.p.Sync(); r.err == nil {
+		c.close = nil
+	}
 	return r
 }
 
@@ -261,7 +323,7 @@ func (c *Conn) statement(key stmtKey, mode pgx.QueryExecMode, oids []uint32, alw
 		c.seen.Put(key, struct{}{})
 		return step{parse: tagged(key), oids: oids}
 	}
-	text := tagged(key)
+	text := tagged(key) + c.shared.epoch()
 	if c.prepared.Len() >= c.prepared.Cap() {
 		oldest, _ := c.prepared.Oldest()
 		if oldest.used == c.pipeline {
@@ -275,18 +337,30 @@ func (c *Conn) statement(key stmtKey, mode pgx.QueryExecMode, oids []uint32, alw
 	return step{stmt: s, parse: text, oids: oids}
 }
 
-// unkeep takes back the statements of a failed pipeline that the server did not parse.
+// unkeep takes back the statements of a failed pipeline that the server did not parse, or of which it did not say so.
 func (c *Conn) unkeep(r results) {
 	if r, ok := r.(*pipelineReader); ok {
 		for _, s := range r.parsed {
-			c.prepared.Delete(s.key)
+			c.drop(s)
 		}
 	}
 }
 
+// drop forgets a statement and has the server forget it, which does not mind where it has none of that name.
 func (c *Conn) drop(s *stmt) {
 	c.prepared.Delete(s.key)
 	c.close = append(c.close, s.name)
+}
+
+// dropAll drops every statement, when the server turned out not to have what it was taken to have.
+func (c *Conn) dropAll() {
+	for {
+		s, ok := c.prepared.Oldest()
+		if !ok {
+			return
+		}
+		c.drop(s)
+	}
 }
 
 // tagged returns the text that is sent: what the user wrote, and whose it is. PgBouncer shares prepared statements by
@@ -302,7 +376,7 @@ func tagged(key stmtKey) string {
 	}
 }
 
-var commentEscaper = strings.NewReplacer("%", "%25", "*", "%2A", "/", "%2F", "\n", "%0A", "\r", "%0D")
+var commentEscaper = strings.NewReplacer("%", "%25", " ", "%20", "*", "%2A", "/", "%2F", "\n", "%0A", "\r", "%0D")
 
 // statementName names a statement after all that it is, so that even a pooler that mixes up the statements of its clients
 // can only ever run the same one under that name.

@@ -1,0 +1,88 @@
+// Package pgtenancy serves thousands of customers (tenants) from one PostgreSQL: each tenant has a schema of its own,
+// a few tables are shared and guarded by row level security, and every statement reaches exactly the tenant in its
+// context.Context.
+//
+// Two nouns carry it. A [Pool] is the data plane: request handlers hold it, and it runs SQL as the tenant in the context.
+// A [Fleet] is the control plane: it provisions, migrates and lists tenants, with the role that owns their schemas, and
+// hands out the data plane with [Fleet.Pool].
+//
+// # Opening
+//
+// A service that leaves its tenants to this package opens a Fleet:
+//
+//	fleet, err := pgtenancy.Open(ctx, pgtenancy.FleetConfig{
+//		PoolConfig: pgtenancy.PoolConfig{Conns: app}, // a *pgxpool.Config: the role that serves requests
+//		Owner:      owner,                            // another one: the role that owns the schemas
+//		Migrations: migrations,                       // an fs.FS with shared/*.sql and tenant/*.sql
+//	})
+//	defer fleet.Close()
+//	report, err := fleet.Migrate(ctx, nil)
+//
+// Migrate installs the registry of tenants (in the schema pgtenancy), runs the shared migrations, then those of every
+// tenant. It may run in any number of processes at once. A web process that must not have the owner's password opens a
+// Pool with [NewPool] and looks tenants up with [NewDirectory]. A service with a table of tenants and a migration tool of
+// its own uses a Pool and [NewTenant] alone.
+//
+// # Tenants
+//
+// Provision makes a tenant: schema, migrations, first rows, all in one transaction.
+//
+//	acme, err := fleet.Provision(ctx, "acme", &pgtenancy.ProvisionOpts{
+//		Seed: func(ctx context.Context, tx pgx.Tx) error {
+//			_, err := tx.Exec(ctx, "insert into products (name) values ($1)", "Anvil")
+//			return err
+//		},
+//	})
+//
+// [Fleet.Adopt] makes a tenant of a schema that exists. [Fleet.Tenants] iterates over all tenants, and [Fleet.Each] calls a
+// function for each.
+//
+// # Requests
+//
+// A [Resolver] says which tenant a request names, a [Directory] looks it up, and middleware.Tenant puts it into the
+// request's context:
+//
+//	handler = middleware.Tenant(fleet, pgtenancy.Subdomain("app.example"), nil)(handler)
+//
+// Below it, handlers use the Pool as they would use a pgxpool.Pool. Unqualified names resolve in the tenant's schema, then
+// in the shared ones:
+//
+//	rows, err := pool.Query(r.Context(), "select id, total from orders where customer = $1", customer)
+//
+// Without a tenant in the context the answer is [ErrNoTenant], and nothing is sent. Jobs and scripts bind the pool to a
+// tenant with [Pool.For]. [Pool.Shared] runs statements without a tenant, on shared tables.
+//
+// # Shared tables
+//
+// A [Policy] writes the SQL that guards a shared table by row level security: a tenant sees its own rows, and no tenant sees
+// none. It goes into a shared migration. [Policy.FinderSQL] writes a function that finds a row by an exact key before the
+// tenant is known, for a login by e-mail address.
+//
+// # How a statement carries its tenant
+//
+// search_path and the setting app.current_tenant are set in the pipeline that carries the statement, local to its
+// transaction. It is one round trip, nothing is left on the connection, and the same code is right behind a transaction
+// pooler. PostgreSQL skips a schema in search_path that does not exist, or that the role may not use, without a word; the
+// pipeline therefore checks what the path became, and fails with [ErrTenantNotFound] before the statement runs.
+//
+// Statements are prepared per tenant, so that tables of different tenants may have types of their own and be at different
+// versions. A statement that does not fit a table any more, after a migration, is prepared anew and sent again; inside a
+// transaction that is an error, since the transaction has failed with it.
+//
+// # Poolers
+//
+// On a direct connection, and behind PgBouncer 1.21 or later in transaction mode with max_prepared_statements above 0 (its
+// default since 1.24), nothing needs to be configured. Behind a pooler in transaction mode that does not support prepared
+// statements set default_query_exec_mode=cache_describe or exec in the connection string. Behind any of them set
+// [PoolConfig.Direct] for [Pool.Acquire], and give FleetConfig.Owner a direct connection.
+//
+// # Limits
+//
+//   - It prevents accidents: an unqualified name, a forgotten WHERE, a reused connection. It does not stop hostile SQL, which
+//     may name another schema or set another tenant itself. SECURITY.md says what stands behind each sentence.
+//   - Qualified names mean what they say: public.users is the shared table for every tenant.
+//   - The simple protocol cannot carry a scope: default_query_exec_mode=simple_protocol is refused, and describe_exec too.
+//   - Large objects belong to no schema and are refused.
+//   - What a user's SQL does to the session through a function, as set_config('role', ..., false), stays on the connection.
+//     Statements that say so openly (SET, LISTEN, ...) are refused.
+package pgtenancy

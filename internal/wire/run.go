@@ -1,0 +1,62 @@
+package wire
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Step is one statement of Run: the entering of a scope, or SQL with arguments whose types PostgreSQL can tell from them.
+type Step struct {
+	Scope *Scope
+	SQL   string
+	Args  []any
+}
+
+// Run sends the steps as one pipeline, one statement a message, and returns the command tags of those that succeeded.
+// Their number is the index of the one that failed, where there is an error: each of them is seen by the next one, and the
+// first that fails is the last that runs. Without a BEGIN among the steps they are one implicit transaction, or belong to
+// the one that is open. A transaction that Run opened is rolled back when a step fails.
+func (c *Conn) Run(ctx context.Context, run []Step) (tags []pgconn.CommandTag, err error) {
+	c.pipeline++
+	steps := make([]step, 0, len(run))
+	for _, s := range run {
+		if s.Scope != nil {
+			steps = c.enterSteps(steps, s.Scope, false)
+			continue
+		}
+		var eqb pgx.ExtendedQueryBuilder // the values of all steps are needed at once
+		if err := eqb.Build(c.types, nil, s.Args); err != nil {
+			return nil, c.unsent(steps, err)
+		}
+		steps = append(steps, step{parse: s.SQL, values: eqb.ParamValues, formats: eqb.ParamFormats})
+	}
+	outer := c.TxStatus() == 'I'
+	r := c.send(ctx, steps)
+	for i := range run {
+		var tag pgconn.CommandTag
+		if run[i].Scope != nil {
+			err = c.entered(r, false)
+		} else {
+			var rr *pgconn.ResultReader
+			if rr, err = r.next(); err == nil {
+				tag, err = rr.Close()
+			}
+		}
+		if err != nil {
+			break
+		}
+		tags = append(tags, tag)
+	}
+	if endErr := r.end(); err == nil {
+		err = endErr // a deferred constraint of an implicit transaction, say
+	}
+	if err != nil {
+		c.unkeep(r)
+		if outer && !c.pg.IsClosed() && c.TxStatus() != 'I' {
+			_ = c.Rollback(ctx) // a connection on which that fails is closed
+		}
+	}
+	return tags, explain(err)
+}

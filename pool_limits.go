@@ -1,0 +1,159 @@
+package pgtenancy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgtenancy/pgtenancy/internal/fair"
+	"github.com/pgtenancy/pgtenancy/internal/wire"
+)
+
+// Entry is a way to set the scope of a statement. All of them set the same, and take one round trip.
+type Entry int
+
+// The entries.
+const (
+	// EntrySettings sets the scope with one statement that calls set_config. It is right on PostgreSQL and behind poolers.
+	EntrySettings Entry = iota
+
+	// EntryFunction calls the stored function pgtenancy.enter, which Fleet.Migrate installs. It is for AWS RDS Proxy, which
+	// pins a session to a client for a SET or a set_config that it sees, and documents that calls of stored functions do not
+	// pin (https://docs.aws.amazon.com/AmazonRDS/latest/AuroraUserGuide/rds-proxy-pinning.html).
+	EntryFunction
+
+	// EntrySetLocal sets the tenant's setting with SET LOCAL, and each statement has BEGIN and COMMIT around it. It is for row
+	// level security on Citus, which passes SET LOCAL on to its workers where citus.propagate_set_commands is 'local', and
+	// never a set_config.
+	EntrySetLocal
+)
+
+// MaxTenantsPerConnDefault is PoolConfig.MaxTenantsPerConn unless something else is said.
+const MaxTenantsPerConnDefault = 1024
+
+// maxConnLifetime is pgxpool's default.
+const maxConnLifetime = time.Hour
+
+// Limits bounds what one tenant may take of a Pool, in one process: the tenant's share of the database is that times the
+// number of processes. In each field 0 is no bound.
+type Limits struct {
+	// Conns is the number of connections that the tenant may have at a time. A transaction holds one, and so do rows and batch
+	// results until they are closed. A caller that needs two at a time must not be bounded to one.
+	Conns int
+
+	// Waiters is the number of callers that may wait for a connection for the tenant. One more gets ErrTenantBusy at once.
+	// Less than 0 is none at all.
+	Waiters int
+
+	// StatementTimeout, LockTimeout and IdleInTransactionTimeout set statement_timeout, lock_timeout and
+	// idle_in_transaction_session_timeout while a statement or transaction of the tenant runs. They are rounded down to
+	// milliseconds, and are at least one.
+	StatementTimeout         time.Duration
+	LockTimeout              time.Duration
+	IdleInTransactionTimeout time.Duration
+}
+
+func (l Limits) timeouts() wire.Timeouts {
+	return wire.Timeouts{Statement: l.StatementTimeout, Lock: l.LockTimeout, IdleInTransaction: l.IdleInTransactionTimeout}
+}
+
+// TenantStat is what one tenant, or all of them, have and had of a Pool's connections.
+type TenantStat struct {
+	InUse   int           // connections
+	Waiting int           // callers that wait for one
+	Waited  int64         // times that a caller had to wait
+	Wait    time.Duration // how long they did, in all
+	Refused int64         // times that Limits.Waiters was reached
+}
+
+// Total returns the figures of all tenants together, since the Pool was made.
+func (s *Stat) Total() TenantStat { return s.total }
+
+// Tenants returns the figures of the tenants that have connections or wait for one now, each since it last had neither, by
+// ID. The statements of Pool.Shared count under "". The map is the caller's.
+func (s *Stat) Tenants() map[string]TenantStat { return s.tenants }
+
+func tenantStats(q *fair.Queue) (total TenantStat, tenants map[string]TenantStat) {
+	tenants = make(map[string]TenantStat)
+	for id, s := range q.Keys() {
+		tenants[id] = TenantStat(s)
+	}
+	return TenantStat(q.Stat()), tenants
+}
+
+// conns are connections that tenants take in turn.
+type conns struct {
+	*pgxpool.Pool
+	queue *fair.Queue
+}
+
+func newConns(ctx context.Context, cfg *pgxpool.Config) (*conns, error) {
+	pool, err := pgxpool.NewWithConfig(ctx, neutral(cfg))
+	if err != nil {
+		return nil, fmt.Errorf("pgtenancy: %w", err)
+	}
+	return &conns{pool, fair.New(int(cfg.MaxConns))}, nil
+}
+
+// lease is a connection in use by one tenant.
+type lease struct {
+	*wire.Conn
+	pooled *pgxpool.Conn
+	of     *conns
+	tenant string
+	most   int // tenants that the connection may serve; 0 or less is any number
+}
+
+// acquire returns a connection for a statement or transaction of t, in its turn. The caller releases it.
+func (p *Pool) acquire(ctx context.Context, of *conns, t Tenant) (lease, error) {
+	var limit fair.Limit
+	if p.cfg.Limits != nil && t.id != "" {
+		l := p.cfg.Limits(t)
+		limit = fair.Limit{Places: l.Conns, Waiters: l.Waiters}
+	}
+	if err := of.queue.Acquire(ctx, t.id, limit); err != nil {
+		if errors.Is(err, fair.ErrBusy) {
+			err = fmt.Errorf("%w: %s", ErrTenantBusy, t.id)
+		}
+		return lease{}, err
+	}
+	pooled, err := of.Acquire(ctx)
+	if err != nil {
+		of.queue.Release(t.id)
+		return lease{}, err
+	}
+	return lease{wire.On(pooled.Conn(), p.wire), pooled, of, t.id, p.cfg.MaxTenantsPerConn}, nil
+}
+
+// Release gives the connection back, or ends it where it has served enough tenants. It must be called once.
+func (l lease) Release() {
+	if l.most > 0 && l.Served() >= l.jittered(l.most) {
+		l.end() // the pool makes another one
+	}
+	l.pooled.Release()
+	l.of.queue.Release(l.tenant)
+}
+
+// end closes the connection, which takes it out of the pool when it is released.
+func (l lease) end() {
+	ctx, cancel := context.WithTimeout(context.Background(), wire.CleanupTimeout)
+	defer cancel()
+	_ = l.Pgx().Close(ctx) // nothing is left to do with it
+}
+
+var jitterSeed = maphash.MakeSeed()
+
+// jittered spreads n by up to a tenth to either side, the same for a connection each time, so that connections do not end
+// all at once.
+func (l lease) jittered(n int) int {
+	spread := n / 10
+	if spread == 0 {
+		return n
+	}
+	pid := l.Pgx().PgConn().PID()
+	return n - spread + int(maphash.Comparable(jitterSeed, pid)%uint64(2*spread+1))
+}
