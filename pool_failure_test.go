@@ -226,7 +226,10 @@ func TestStatementsLost(t *testing.T) {
 		for range 3 {
 			for name, f := range lose {
 				for _, use := range uses {
-					if name == "one of them" && strings.HasSuffix(use.name, "Begin") {
+					if name == "DEALLOCATE ALL on the connection" && behindPooler() {
+						continue // PgBouncer takes that for the client's wish, and ends a connection that then uses a statement
+					}
+					if name == "one of them" && (strings.HasSuffix(use.name, "Begin") || use.name == "SendBatch") {
 						continue // a statement inside a transaction cannot be sent again
 					}
 					check(t, use.name+" before", use.run(as(t, db.acme), p, db.acme))

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pgtenancy/pgtenancy"
 )
@@ -179,5 +180,122 @@ func TestTableDropped(t *testing.T) {
 	}
 	for range 3 {
 		checkWhose(t, p, ctx, db.acme)
+	}
+}
+
+// ownTypesSQL is a schema's types of its own: %[1]s is the schema, %[2]s the tenant's ID, %[3]s fields of the composite in
+// another order for every other tenant.
+const ownTypesSQL = `
+	create domain %[1]s.email as text check (value like '%%@%%');
+	create type %[1]s.point3 as (%[3]s);
+	create type %[1]s.span as range (subtype = int);
+	create table %[1]s.things (
+		id       int primary key,
+		statuses %[1]s.status[],
+		address  %[1]s.email,
+		mails    %[1]s.email[],
+		at       %[1]s.point3,
+		path     %[1]s.point3[],
+		spans    %[1]s.span
+	);
+	grant all on %[1]s.things to app;
+`
+
+type point3 struct {
+	X int32
+	Y float64
+	L string
+}
+
+// Enums, domains, composites, ranges and arrays of them go in and come out on one connection that serves tenants whose
+// types have the same names, and some of them another shape.
+func TestOwnTypes(t *testing.T) {
+	t.Parallel()
+	for _, m := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe} {
+		t.Run(m.String(), func(t *testing.T) {
+			db := newDB(t)
+			for _, tenant := range db.tenants() {
+				db.exec(t, fmt.Sprintf(ownTypesSQL, tenant.Schema(), tenant.ID(), "x int, y float8, l text"))
+			}
+			p := db.pool(t, mode(m))
+			for i := range 4 {
+				for _, tenant := range db.tenants() {
+					ctx := as(t, tenant)
+					own := "from " + tenant.ID()
+					in := point3{int32(i), 2.5, tenant.ID()}
+					_, err := p.Exec(ctx, `insert into things values ($1, $2, $3, $4, $5, $6, $7)`, i,
+						[]string{own, "new"}, "a@"+tenant.ID(), []string{"b@x", "c@x"}, in, []point3{in, {9, 9, "nine"}}, pgtype.Range[int32]{Lower: 1, Upper: 5, LowerType: pgtype.Inclusive, UpperType: pgtype.Exclusive, Valid: true})
+					check(t, "parameters", err)
+					var statuses, mails []string
+					var address string
+					var at point3
+					var path []point3
+					var span pgtype.Range[int32]
+					err = p.QueryRow(ctx, `select statuses, address, mails, at, path, spans from things where id = $1 and at = $2::point3`, i, in).
+						Scan(&statuses, &address, &mails, &at, &path, &span)
+					check(t, "results", err)
+					got := fmt.Sprint(statuses, address, mails, at, path, span.Lower, span.Upper)
+					want := fmt.Sprint([]string{own, "new"}, "a@"+tenant.ID(), []string{"b@x", "c@x"}, in, []point3{in, {9, 9, "nine"}}, 1, 5)
+					if got != want {
+						t.Errorf("as %s: %s, want %s", tenant, got, want)
+					}
+				}
+			}
+			// The same in a process that knows the types already, on a connection that does not.
+			tx, err := p.Begin(as(t, db.acme))
+			check(t, "Begin", err)
+			check(t, "Close", tx.Conn().Close(bare(t)))
+			check(t, "Rollback", tx.Rollback(bare(t)))
+			for _, tenant := range db.tenants() {
+				var path []point3
+				check(t, "on a new connection", p.QueryRow(as(t, tenant), `select path from things where id = $1`, 1).Scan(&path))
+				if len(path) != 2 || path[0].L != tenant.ID() {
+					t.Errorf("as %s: %v", tenant, path)
+				}
+			}
+		})
+	}
+}
+
+// A composite type that gets other fields keeps its OID. What was known of it must never be used for the new ones.
+func TestOwnTypeChanges(t *testing.T) {
+	t.Parallel()
+	for _, m := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe} {
+		t.Run(m.String(), func(t *testing.T) {
+			db := newDB(t)
+			db.exec(t, `create type tenant_acme.pair as (a int, b bigint); create table tenant_acme.pairs (p tenant_acme.pair);
+				insert into tenant_acme.pairs values (row(1, 2)); grant all on tenant_acme.pairs to app`)
+			p := db.pool(t, mode(m))
+			ctx := as(t, db.acme)
+			read := func() (map[string]any, error) {
+				rows, _ := p.Query(ctx, "select p from pairs")
+				return pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (map[string]any, error) {
+					values, err := row.Values()
+					if err != nil {
+						return nil, err
+					}
+					return values[0].(map[string]any), nil
+				})
+			}
+			for range 3 {
+				got, err := read()
+				check(t, "read", err)
+				if fmt.Sprint(got) != "map[a:1 b:2]" {
+					t.Errorf("got %v", got)
+				}
+			}
+			db.exec(t, `alter type tenant_acme.pair drop attribute b cascade, add attribute c float8 cascade`)
+			db.exec(t, `update tenant_acme.pairs set p.c = 4200`)
+			if got, err := read(); err == nil && fmt.Sprint(got) != "map[a:1 c:4200]" {
+				t.Errorf("after the change: %v", got)
+			}
+			for range 3 {
+				got, err := read()
+				check(t, "read again", err)
+				if fmt.Sprint(got) != "map[a:1 c:4200]" {
+					t.Errorf("read again: %v", got)
+				}
+			}
+		})
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -241,7 +240,7 @@ func (c *Conn) stale(s *Scope, sql string, known bool, err error) bool {
 		c.shared.forget(s, sql)
 		return known
 	case isCode(err, lostCodes...):
-		c.dropAll()
+		c.lose()
 		return true
 	case isCode(err,
 		"0A000", // feature_not_supported: cached plan must not change result type (RevalidateCachedQuery)
@@ -260,8 +259,8 @@ func (c *Conn) stale(s *Scope, sql string, known bool, err error) bool {
 			c.drop(st)
 		}
 		c.shared.forget(s, sql)
-		if pgErr := new(pgconn.PgError); errors.As(err, &pgErr) && pgErr.Routine == "RevalidateCachedQuery" {
-			c.shared.stalePlan.Store(time.Now().UnixNano())
+		if pgErr := new(pgconn.PgError); errors.As(err, &pgErr) && pgErr.Routine == "RevalidateCachedQuery" { // the plan of a prepared statement
+			c.shared.newEpoch()
 		}
 		return known
 	}

@@ -243,7 +243,7 @@ func (c *Conn) run(ctx context.Context, steps []step, enter int, session bool) e
 func (c *Conn) retryLost(f func() error) error {
 	err := f()
 	if isCode(err, lostCodes...) && c.TxStatus() == 'I' {
-		c.dropAll()
+		c.lose()
 		err = f()
 	}
 	return err

@@ -46,8 +46,7 @@ type Shared struct {
 	role       []byte                                    // where a scope names none
 	enter      [2][1 << len(timeoutNames)]enterStatement // for a transaction and for a session, by the timeouts that are set
 
-	// stalePlan is when a prepared statement was last found to have a plan that no longer fits its table, 0 for never.
-	stalePlan atomic.Int64
+	started atomic.Int64 // when the epoch of prepared statements began: see newEpoch
 
 	mu           sync.Mutex
 	descriptions *lru.Cache[describeKey, description]
@@ -86,10 +85,13 @@ func NewShared(o Options) *Shared {
 	return sh
 }
 
-// epoch returns what the text of statements that are prepared from now on ends in. PgBouncer does not pass on the Close of
-// a prepared statement, and would give its stale one to whoever prepares the same text.
+// newEpoch makes the text of statements that are prepared from now on differ from what it was. PgBouncer does not pass on
+// the Close of a prepared statement, and would give its stale or lost one to whoever prepares the same text again.
+func (sh *Shared) newEpoch() { sh.started.Store(time.Now().UnixNano()) }
+
+// epoch returns what that text ends in.
 func (sh *Shared) epoch() string {
-	if t := sh.stalePlan.Load(); t != 0 {
+	if t := sh.started.Load(); t != 0 {
 		return "\n/* " + strconv.FormatInt(t, 36) + " */"
 	}
 	return ""
@@ -337,30 +339,26 @@ func (c *Conn) statement(key stmtKey, mode pgx.QueryExecMode, oids []uint32, alw
 	return step{stmt: s, parse: text, oids: oids}
 }
 
-// unkeep takes back the statements of a failed pipeline that the server did not parse, or of which it did not say so.
+// unkeep takes back the statements of a failed pipeline that the server did not parse.
 func (c *Conn) unkeep(r results) {
 	if r, ok := r.(*pipelineReader); ok {
 		for _, s := range r.parsed {
-			c.drop(s)
+			c.prepared.Delete(s.key)
 		}
 	}
 }
 
-// drop forgets a statement and has the server forget it, which does not mind where it has none of that name.
+// drop forgets a statement and has the server forget it.
 func (c *Conn) drop(s *stmt) {
 	c.prepared.Delete(s.key)
 	c.close = append(c.close, s.name)
 }
 
-// dropAll drops every statement, when the server turned out not to have what it was taken to have.
-func (c *Conn) dropAll() {
-	for {
-		s, ok := c.prepared.Oldest()
-		if !ok {
-			return
-		}
-		c.drop(s)
-	}
+// lose forgets every statement, when the server turned out not to have what it was taken to have. It does not have them
+// closed: they get other names, and PgBouncer 1.24 does not answer every Close then.
+func (c *Conn) lose() {
+	c.shared.newEpoch()
+	c.Forget()
 }
 
 // tagged returns the text that is sent: what the user wrote, and whose it is. PgBouncer shares prepared statements by
