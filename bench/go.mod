@@ -1,0 +1,24 @@
+module github.com/pgtenancy/pgtenancy/bench
+
+go 1.26.0
+
+replace github.com/pgtenancy/pgtenancy => ../
+
+require (
+	github.com/jackc/pgx/v5 v5.12.0
+	github.com/pgtenancy/pgtenancy v0.0.0-00010101000000-000000000000
+	golang.org/x/sys v0.49.0
+	gorm.io/driver/postgres v1.6.3
+	gorm.io/gorm v1.31.2
+)
+
+require (
+	github.com/jackc/pgpassfile v1.0.0 // indirect
+	github.com/jackc/pgservicefile v0.0.0-20240606120523-5a60cdf6a761 // indirect
+	github.com/jackc/puddle/v2 v2.2.3 // indirect
+	github.com/jinzhu/inflection v1.0.0 // indirect
+	github.com/jinzhu/now v1.1.5 // indirect
+	golang.org/x/net v0.62.0 // indirect
+	golang.org/x/sync v0.24.0 // indirect
+	golang.org/x/text v0.43.0 // indirect
+)
