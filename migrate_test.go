@@ -477,19 +477,15 @@ func TestMigrateSettings(t *testing.T) {
 		{"by set_config", "select set_config('lock_timeout', '7s', true)"},
 		{"in a block", "do $$ begin\n set local lock_timeout = '7s'; end $$"},
 	}
+	db := newFleetDB(t)
+	db.exec(t, fmt.Sprintf("grant %s to %s", db.app, db.owner))
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			db := newFleetDB(t)
-			if tt.name == "the role" {
-				db.exec(t, fmt.Sprintf("grant %s to %s", db.app, db.owner))
-				tt.set = fmt.Sprintf(tt.set, db.app)
-			}
 			settings := `select concat_ws(' ', current_user, current_setting('search_path'), current_setting('app.current_tenant'),
 				current_setting('row_security'), current_setting('lock_timeout'), current_setting('work_mem'), current_setting('statement_timeout'), current_setting('timezone')) as settings`
 			files := sqlFiles(
 				"tenant/001_a.sql", "create table before as "+settings,
-				"tenant/002_b.sql", "create table b ();\n"+tt.set+";\nselect 1;",
+				"tenant/002_b.sql", "create table b ();\n"+strings.Replace(tt.set, "%s", db.app, 1)+";\nselect 1;",
 				"tenant/003_c.sql", "create table after as "+settings,
 			)
 			fleet := db.migrated(t, files, func(c *pgtenancy.FleetConfig) {
@@ -510,9 +506,11 @@ func TestMigrateSettings(t *testing.T) {
 			checkList(t, "Provision: the next file's settings", db.texts(t, "select settings from tenant_t00001.after"), want...)
 			checkEqual(t, "Provision: the seed's settings", seeded, strings.Replace(want[0], " off ", " on ", 1))
 
-			db.exec(t, "drop schema tenant_t00001 cascade; truncate pgtenancy.migrations; delete from pgtenancy.tenants")
+			const again = "drop schema tenant_t00001 cascade; truncate pgtenancy.migrations; delete from pgtenancy.tenants"
+			db.exec(t, again)
 			db.makeTenants(t, 1)
 			migrate(t, fleet)
+			defer db.exec(t, again)
 			checkList(t, "Migrate: settings", db.texts(t, "select settings from tenant_t00001.before"), want...)
 			checkList(t, "Migrate: the next file's settings", db.texts(t, "select settings from tenant_t00001.after"), want...)
 		})

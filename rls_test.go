@@ -161,16 +161,14 @@ func TestPolicyIndex(t *testing.T) {
 		{"one of an expression", "tenant_id text, name text", "create index on users (lower(tenant_id))", 2},
 		{"one that includes the column", "tenant_id text, name text", "create index on users (name) include (tenant_id)", 2},
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			db := newFleetDB(t)
-			db.execAs(t, db.owner, "create table users ("+tt.columns+");"+tt.more)
-			sql := pgtenancy.Policy{Table: pgx.Identifier{"public", "users"}}.SQL()
-			db.execAs(t, db.owner, sql)
-			db.execAs(t, db.owner, sql)
-			checkEqual(t, "indexes", db.count(t, "select count(*) from pg_index where indrelid = 'users'::regclass"), tt.want)
-		})
+	db := newFleetDB(t)
+	for i, tt := range tests {
+		name := fmt.Sprintf("users%d", i)
+		db.execAs(t, db.owner, "create table "+name+" ("+tt.columns+");"+strings.ReplaceAll(tt.more, "users", name))
+		sql := pgtenancy.Policy{Table: pgx.Identifier{"public", name}}.SQL()
+		db.execAs(t, db.owner, sql)
+		db.execAs(t, db.owner, sql)
+		checkEqual(t, tt.name+": indexes", db.count(t, "select count(*) from pg_index where indrelid = '"+name+"'::regclass"), tt.want)
 	}
 }
 
