@@ -147,18 +147,18 @@ func (f *Fleet) Lookup(ctx context.Context, k Key) (Tenant, error) { return f.di
 func (f *Fleet) ownerScope(t Tenant) *wire.Scope {
 	p := f.owner
 	return &wire.Scope{
-		Value: p.cfg.SettingValue(t), Path: t.path + p.suffix, Schema: t.schema, Version: t.version,
+		Value: p.cfg.SettingValue(t), Own: t.path, Others: p.suffix, Schema: t.schema, Version: t.version,
 	}
 }
 
 // withOwner calls fn with a connection of the role that owns the schemas.
-func (f *Fleet) withOwner(ctx context.Context, fn func(*wire.Conn) error) error {
+func (f *Fleet) withOwner(ctx context.Context, fn func(*conn) error) error {
 	c, err := f.owner.acquire(ctx, f.owner.conns, Tenant{})
 	if err != nil {
 		return fmt.Errorf("pgtenancy: %w", err)
 	}
 	defer c.Release()
-	return fn(c.Conn)
+	return fn(c.conn)
 }
 
 // TenantsOpts says which tenants.

@@ -256,7 +256,7 @@ func (f *Fleet) Migrate(ctx context.Context, opts *MigrateOpts) (*MigrateReport,
 
 // migrateShared runs shared migrations, one transaction each, under the registry's lock.
 func (f *Fleet) migrateShared(ctx context.Context) (ran []string, err error) {
-	err = f.withOwner(ctx, func(wc *wire.Conn) error {
+	err = f.withOwner(ctx, func(wc *conn) error {
 		var version int64
 		if err := wc.Pgx().QueryRow(ctx, `select coalesce(max(version), 0) from pgtenancy.migrations where tenant_id = ''`).Scan(&version); err != nil {
 			return fmt.Errorf("pgtenancy: migrate: %w", err)
@@ -358,7 +358,7 @@ func (f *Fleet) behind(ctx context.Context, version int64) ([]Tenant, error) {
 
 // migrateTenant runs what t has not had yet.
 func (f *Fleet) migrateTenant(ctx context.Context, t Tenant) (applied int, failed *MigrationError) {
-	err := f.withOwner(ctx, func(wc *wire.Conn) error {
+	err := f.withOwner(ctx, func(wc *conn) error {
 		for i := range f.tenant {
 			m := &f.tenant[i]
 			if m.version <= t.version {
@@ -387,7 +387,7 @@ func (f *Fleet) migrateTenant(ctx context.Context, t Tenant) (applied int, faile
 
 // migrateOne runs a migration in a transaction. claim locks what the migration is about; where its last step touches no
 // row, the migration has been run by somebody else, and false is returned.
-func (f *Fleet) migrateOne(ctx context.Context, wc *wire.Conn, m *migration, t Tenant, scope *wire.Scope, claim ...wire.Step) (did bool, err error) {
+func (f *Fleet) migrateOne(ctx context.Context, wc *conn, m *migration, t Tenant, scope *wire.Scope, claim ...wire.Step) (did bool, err error) {
 	started := time.Now()
 	fail := func(i int, err error) (bool, error) {
 		if wc.TxStatus() != 'I' {

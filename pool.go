@@ -133,9 +133,9 @@ func NewPoolWithConfig(ctx context.Context, cfg *PoolConfig) (*Pool, error) {
 	// pg_temp is named, and last, because PostgreSQL would otherwise search it first: a temporary table could then stand
 	// in for a tenant's.
 	p.suffix = ", " + strings.Join(append(quoted, "pg_temp"), ", ")
-	p.shared = wire.Scope{Version: wire.SharedVersion, Path: "pg_catalog" + p.suffix, Schema: "pg_catalog"}
+	p.shared = wire.Scope{Version: wire.SharedVersion, Own: "pg_catalog", Others: p.suffix, Schema: "pg_catalog"}
 	if len(c.SharedSchemas) > 0 {
-		p.shared.Path, p.shared.Schema = strings.TrimPrefix(p.suffix, ", "), c.SharedSchemas[0]
+		p.shared.Own, p.shared.Others, p.shared.Schema = "", strings.TrimPrefix(p.suffix, ", "), c.SharedSchemas[0]
 	}
 	p.queryTracer = c.Conns.ConnConfig.Tracer
 	p.batchTracer, _ = c.Conns.ConnConfig.Tracer.(pgx.BatchTracer)
@@ -276,19 +276,19 @@ func (p *Pool) scope(ctx context.Context) (Scope, error) {
 }
 
 // wireScope returns what t's statements run in.
-func (p *Pool) wireScope(t Tenant) (*wire.Scope, error) {
+func (p *Pool) wireScope(t Tenant) (wire.Scope, error) {
 	switch t.state {
 	case Suspended:
-		return nil, fmt.Errorf("%w: %s", ErrTenantSuspended, t.id)
+		return wire.Scope{}, fmt.Errorf("%w: %s", ErrTenantSuspended, t.id)
 	case Deleted:
-		return nil, fmt.Errorf("%w: %s is deleted", ErrTenantNotFound, t.id)
+		return wire.Scope{}, fmt.Errorf("%w: %s is deleted", ErrTenantNotFound, t.id)
 	}
 	if slices.Contains(p.cfg.SharedSchemas, t.schema) {
-		return nil, invalid("Tenant.Schema", t.schema, "must not be one of PoolConfig.SharedSchemas")
+		return wire.Scope{}, invalid("Tenant.Schema", t.schema, "must not be one of PoolConfig.SharedSchemas")
 	}
 	if p.check != nil {
 		if err := p.check(t); err != nil {
-			return nil, err
+			return wire.Scope{}, err
 		}
 	}
 	var limits Limits
@@ -297,10 +297,10 @@ func (p *Pool) wireScope(t Tenant) (*wire.Scope, error) {
 	}
 	value := p.cfg.SettingValue(t)
 	if strings.IndexByte(value, 0) >= 0 {
-		return nil, invalid("PoolConfig.SettingValue", value, "must not return a NUL character")
+		return wire.Scope{}, invalid("PoolConfig.SettingValue", value, "must not return a NUL character")
 	}
-	return &wire.Scope{
-		Value: value, Path: t.path + p.suffix, Schema: t.schema, Role: t.role, Version: t.version, Timeouts: limits.timeouts(),
+	return wire.Scope{
+		Value: value, Own: t.path, Others: p.suffix, Schema: t.schema, Role: t.role, Version: t.version, Timeouts: limits.timeouts(),
 	}, nil
 }
 
@@ -326,8 +326,7 @@ func (p *Pool) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, er
 // QueryRow runs one statement as the tenant in ctx. All errors come from the row's Scan, which must be called, for it
 // gives the connection back. Otherwise it is as pgxpool.Pool's.
 func (p *Pool) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	rows, _ := p.Query(ctx, sql, args...) // the error is in rows
-	return wire.Row{Rows: rows}
+	return rowOf(p.Query(ctx, sql, args...))
 }
 
 // SendBatch runs the batch as the tenant in ctx, in one transaction of its own. Nothing of it stays when one of its

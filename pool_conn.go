@@ -20,7 +20,7 @@ import (
 type Conn struct {
 	binding
 	pool  *Pool
-	conn  *wire.Conn
+	conn  *conn
 	scope *wire.Scope
 	lease lease
 
@@ -49,8 +49,8 @@ func (s *Scope) Acquire(ctx context.Context) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{binding: s.binding(), pool: s.pool, conn: l.Conn, scope: ws, lease: l}
-	if err := c.conn.EnterSession(ctx, ws); err != nil {
+	c := &Conn{binding: s.binding(), pool: s.pool, conn: l.conn, scope: &ws, lease: l}
+	if err := c.conn.EnterSession(ctx, &ws); err != nil {
 		c.Release() // it may be half set
 		return nil, notFound(s.tenant, err)
 	}
@@ -93,13 +93,12 @@ func (c *Conn) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, er
 	if err := c.enter(ctx); err != nil {
 		return wire.ErrRows{Error: err}, err
 	}
-	return c.pool.query(ctx, c.conn, c.scope, session, func() {}, sql, args)
+	return c.pool.query(ctx, c.conn, c.scope, session, lease{}, sql, args)
 }
 
 // QueryRow as on Pool.
 func (c *Conn) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	rows, _ := c.Query(ctx, sql, args...) // the error is in rows
-	return wire.Row{Rows: rows}
+	return rowOf(c.Query(ctx, sql, args...))
 }
 
 // SendBatch as on Pool. The results must be closed before the connection can be used again.

@@ -99,9 +99,24 @@ func newConns(ctx context.Context, cfg *pgxpool.Config) (*conns, error) {
 	return &conns{pool, fair.New(int(cfg.MaxConns))}, nil
 }
 
+// conn is what is kept with a connection for as long as it lasts.
+type conn struct {
+	wire.Conn
+	rows []rows // room for those to come: a rows of its own for each query would be one allocation more
+}
+
+func (c *conn) newRows() *rows {
+	if len(c.rows) == 0 {
+		c.rows = make([]rows, 16)
+	}
+	r := &c.rows[0]
+	c.rows = c.rows[1:]
+	return r
+}
+
 // lease is a connection in use by one tenant.
 type lease struct {
-	*wire.Conn
+	*conn
 	pooled *pgxpool.Conn
 	of     *conns
 	tenant string
@@ -126,8 +141,16 @@ func (p *Pool) acquire(ctx context.Context, of *conns, t Tenant) (lease, error) 
 		of.queue.Release(t.id)
 		return lease{}, err
 	}
-	return lease{wire.On(pooled.Conn(), p.wire), pooled, of, t.id, p.cfg.MaxTenantsPerConn}, nil
+	data := pooled.Conn().PgConn().CustomData()
+	c, ok := data[customData].(*conn)
+	if !ok {
+		c = &conn{Conn: *wire.NewConn(pooled.Conn(), p.wire)}
+		data[customData] = c
+	}
+	return lease{c, pooled, of, t.id, p.cfg.MaxTenantsPerConn}, nil
 }
+
+const customData = "pgtenancy"
 
 // Release gives the connection back, or ends it where it has served enough tenants. It must be called once.
 func (l lease) Release() {

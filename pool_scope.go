@@ -40,15 +40,15 @@ func (b binding) match(ctx context.Context) error {
 func (s *Scope) binding() binding { return binding{s.tenant, s.shared} }
 
 // enter checks that s may be used with ctx and returns what its statements run in.
-func (s *Scope) enter(ctx context.Context) (*wire.Scope, error) {
+func (s *Scope) enter(ctx context.Context) (wire.Scope, error) {
 	if s.shared {
-		return &s.pool.shared, nil
+		return s.pool.shared, nil
 	}
 	if s.tenant.id == "" {
-		return nil, ErrNoTenant
+		return wire.Scope{}, ErrNoTenant
 	}
 	if err := s.binding().match(ctx); err != nil {
-		return nil, err
+		return wire.Scope{}, err
 	}
 	return s.pool.wireScope(s.tenant)
 }
@@ -64,7 +64,7 @@ func (s *Scope) Exec(ctx context.Context, sql string, args ...any) (pgconn.Comma
 		return pgconn.CommandTag{}, err
 	}
 	defer c.Release()
-	return s.pool.exec(ctx, c.Conn, ws, single, sql, args)
+	return s.pool.exec(ctx, c.conn, &ws, single, sql, args)
 }
 
 // Query is Pool.Query for the tenant of s.
@@ -83,15 +83,14 @@ func (s *Scope) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, e
 			c.Release()
 		}
 	}()
-	rows, err := s.pool.query(ctx, c.Conn, ws, single, c.Release, sql, args)
+	rows, err := s.pool.query(ctx, c.conn, &ws, single, c, sql, args)
 	sent = err == nil
 	return rows, err
 }
 
 // QueryRow is Pool.QueryRow for the tenant of s.
 func (s *Scope) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	rows, _ := s.Query(ctx, sql, args...) // the error is in rows
-	return wire.Row{Rows: rows}
+	return rowOf(s.Query(ctx, sql, args...))
 }
 
 // SendBatch is Pool.SendBatch for the tenant of s.
@@ -110,7 +109,7 @@ func (s *Scope) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 			c.Release()
 		}
 	}()
-	br, err := s.pool.sendBatch(ctx, c.Conn, ws, single, c.Release, b)
+	br, err := s.pool.sendBatch(ctx, c.conn, &ws, single, c.Release, b)
 	if err != nil {
 		return pgx.FailedBatchResults(b, err)
 	}
@@ -144,14 +143,14 @@ func (s *Scope) BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error)
 		return nil, err
 	}
 	sql := wire.BeginSQL(opts)
-	tctx, end := s.pool.trace(ctx, c.Conn, sql, nil)
-	err = notFound(s.tenant, c.Begin(tctx, ws, sql))
+	tctx, end := s.pool.trace(ctx, &c.Conn, sql, nil)
+	err = notFound(s.tenant, c.Begin(tctx, &ws, sql))
 	end(pgconn.NewCommandTag("BEGIN"), err)
 	if err != nil {
 		c.Release()
 		return nil, err
 	}
-	return &tx{pool: s.pool, conn: c.Conn, scope: ws, binding: s.binding(), commitSQL: opts.CommitQuery, release: c.Release}, nil
+	return &tx{pool: s.pool, conn: c.conn, scope: &ws, binding: s.binding(), commitSQL: opts.CommitQuery, release: c.Release}, nil
 }
 
 // notFound tells a missing schema for what it is to the caller.
@@ -183,48 +182,85 @@ func (p *Pool) prepare(ctx context.Context, wc *wire.Conn, at place, sql string,
 }
 
 // exec runs one statement. The connection stays the caller's.
-func (p *Pool) exec(ctx context.Context, wc *wire.Conn, ws *wire.Scope, at place, sql string, args []any) (tag pgconn.CommandTag, err error) {
-	ctx, end := p.trace(ctx, wc, sql, args)
+func (p *Pool) exec(ctx context.Context, c *conn, ws *wire.Scope, at place, sql string, args []any) (tag pgconn.CommandTag, err error) {
+	ctx, end := p.trace(ctx, &c.Conn, sql, args)
 	defer func() { end(tag, err) }()
-	q, err := p.prepare(ctx, wc, at, sql, args)
+	q, err := p.prepare(ctx, &c.Conn, at, sql, args)
 	if err != nil {
 		return tag, err
 	}
-	tag, err = wc.Exec(ctx, ws, at == single, q)
+	tag, err = c.Exec(ctx, ws, at == single, q)
 	return tag, schemaError(ws, err)
 }
 
-// query runs one statement. Where it returns no error, closing the rows calls release.
-func (p *Pool) query(ctx context.Context, wc *wire.Conn, ws *wire.Scope, at place, release func(), sql string, args []any) (pgx.Rows, error) {
-	ctx, end := p.trace(ctx, wc, sql, args)
-	q, err := p.prepare(ctx, wc, at, sql, args)
+// rows are those of a statement of a Pool's.
+type rows struct {
+	wire.Rows
+	lease lease // given back when they are closed; zero in a transaction or session
+	end   func(pgconn.CommandTag, error)
+}
+
+// RowsClosed is called by wire.
+func (r *rows) RowsClosed(tag pgconn.CommandTag, err error) {
+	l, end := r.lease, r.end
+	r.lease, r.end = lease{}, nil
+	if end != nil {
+		end(tag, err)
+	}
+	if l.pooled != nil {
+		l.Release()
+	}
+}
+
+// row is rows of which the first is wanted. It is a type of its own to be pgx.Row.
+type row rows
+
+func (r *row) Scan(dest ...any) error { return wire.ScanRow((*rows)(r), dest) }
+
+type errRow struct{ err error }
+
+func (r errRow) Scan(...any) error { return r.err }
+
+// rowOf takes what query returned.
+func rowOf(r pgx.Rows, err error) pgx.Row {
+	if err != nil {
+		return errRow{err}
+	}
+	return (*row)(r.(*rows))
+}
+
+// query runs one statement. Where it returns no error, closing the rows releases the lease.
+func (p *Pool) query(ctx context.Context, c *conn, ws *wire.Scope, at place, l lease, sql string, args []any) (pgx.Rows, error) {
+	r := c.newRows()
+	r.lease = l
+	if p.queryTracer != nil {
+		ctx, r.end = p.trace(ctx, &c.Conn, sql, args)
+	}
+	q, err := p.prepare(ctx, &c.Conn, at, sql, args)
 	if err == nil {
-		var rows *wire.Rows
-		rows, err = wc.Query(ctx, ws, at == single, q, func(tag pgconn.CommandTag, err error) {
-			end(tag, err)
-			release()
-		})
-		if err == nil {
-			return rows, nil
+		if err = c.Query(ctx, ws, at == single, q, &r.Rows, r); err == nil {
+			return r, nil
 		}
 	}
 	err = schemaError(ws, err)
-	end(pgconn.CommandTag{}, err)
+	if r.end != nil {
+		r.end(pgconn.CommandTag{}, err)
+	}
 	return wire.ErrRows{Error: err}, err
 }
 
 // sendBatch runs a batch. Where it returns no error, closing the results calls release.
-func (p *Pool) sendBatch(ctx context.Context, wc *wire.Conn, ws *wire.Scope, at place, release func(), b *pgx.Batch) (br pgx.BatchResults, err error) {
+func (p *Pool) sendBatch(ctx context.Context, c *conn, ws *wire.Scope, at place, release func(), b *pgx.Batch) (br pgx.BatchResults, err error) {
 	hooks := wire.BatchHooks{Close: func(error) { release() }}
 	if p.batchTracer != nil {
-		ctx = p.batchTracer.TraceBatchStart(ctx, wc.Pgx(), pgx.TraceBatchStartData{Batch: b})
-		end := func(err error) { p.batchTracer.TraceBatchEnd(ctx, wc.Pgx(), pgx.TraceBatchEndData{Err: err}) }
+		ctx = p.batchTracer.TraceBatchStart(ctx, c.Pgx(), pgx.TraceBatchStartData{Batch: b})
+		end := func(err error) { p.batchTracer.TraceBatchEnd(ctx, c.Pgx(), pgx.TraceBatchEndData{Err: err}) }
 		defer func() {
 			if err != nil {
 				end(err)
 			}
 		}()
-		hooks.Query = func(data pgx.TraceBatchQueryData) { p.batchTracer.TraceBatchQuery(ctx, wc.Pgx(), data) }
+		hooks.Query = func(data pgx.TraceBatchQueryData) { p.batchTracer.TraceBatchQuery(ctx, c.Pgx(), data) }
 		hooks.Close = func(err error) { end(err); release() }
 	}
 	in := inTx
@@ -232,7 +268,7 @@ func (p *Pool) sendBatch(ctx context.Context, wc *wire.Conn, ws *wire.Scope, at 
 		in = batch
 	}
 	for _, q := range b.QueuedQueries {
-		parsed, err := wire.ParseArgs(ctx, wc.Pgx(), q.SQL, q.Arguments)
+		parsed, err := wire.ParseArgs(ctx, c.Pgx(), q.SQL, q.Arguments)
 		if err != nil {
 			return nil, fmt.Errorf("pgtenancy: %w", err)
 		}
@@ -241,7 +277,7 @@ func (p *Pool) sendBatch(ctx context.Context, wc *wire.Conn, ws *wire.Scope, at 
 		}
 		q.SQL, q.Arguments = parsed.SQL, parsed.Args
 	}
-	results, err := wc.Batch(ctx, ws, at == single, b, hooks)
+	results, err := c.Batch(ctx, ws, at == single, b, hooks)
 	if err != nil {
 		return nil, schemaError(ws, err)
 	}

@@ -11,7 +11,7 @@ import (
 //
 // It looks at the first words only, against accidents. It is no wall against hostile SQL: a function can do the same.
 func checkStatement(at place, sql string) (needsTx bool, err error) {
-	word, second := sqlsplit.Keywords(sql)
+	word := sqlsplit.Keyword(sql)
 	switch word {
 	case "SELECT", "INSERT", "UPDATE", "DELETE", "WITH":
 		return false, nil
@@ -23,6 +23,7 @@ func checkStatement(at place, sql string) (needsTx bool, err error) {
 	if at == session || at == batch && word != "BEGIN" && word != "START" { // Batch.BeginTx has no way to give its Tx
 		return false, nil
 	}
+	_, second := sqlsplit.Keywords(sql)
 	advice := ""
 	switch word {
 	case "BEGIN", "START":

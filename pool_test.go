@@ -530,8 +530,10 @@ func TestRowLevelSecurity(t *testing.T) {
 			if err != nil || tag.RowsAffected() != 0 {
 				t.Errorf("delete of another tenant's row: %s, %v", tag, err)
 			}
-			_, err = p.CopyFrom(as(t, db.acme), pgx.Identifier{"users"}, []string{"tenant", "name"}, pgx.CopyFromRows([][]any{{"acme", "x"}}))
-			checkCode(t, "COPY, which PostgreSQL refuses", err, "0A000")
+			if !behindPooler() { // PgBouncer 1.24 gets the answers to a Close wrong after a COPY that failed
+				_, err = p.CopyFrom(as(t, db.acme), pgx.Identifier{"users"}, []string{"tenant", "name"}, pgx.CopyFromRows([][]any{{"acme", "x"}}))
+				checkCode(t, "COPY, which PostgreSQL refuses", err, "0A000")
+			}
 			b := &pgx.Batch{}
 			b.Queue("insert into users (name) values ($1)", "abe")
 			b.Queue("delete from users where name = $1", "abe")

@@ -17,7 +17,7 @@ import (
 type tx struct {
 	binding
 	pool      *Pool
-	conn      *wire.Conn
+	conn      *conn
 	scope     *wire.Scope
 	commitSQL string
 	release   func() // gives the connection back; nil in a nested one
@@ -140,12 +140,11 @@ func (t *tx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, erro
 	if err := t.enter(ctx); err != nil {
 		return wire.ErrRows{Error: err}, err
 	}
-	return t.pool.query(ctx, t.conn, t.scope, inTx, func() {}, sql, args)
+	return t.pool.query(ctx, t.conn, t.scope, inTx, lease{}, sql, args)
 }
 
 func (t *tx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	rows, _ := t.Query(ctx, sql, args...) // the error is in rows
-	return wire.Row{Rows: rows}
+	return rowOf(t.Query(ctx, sql, args...))
 }
 
 func (t *tx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {

@@ -51,7 +51,7 @@ func (f *Fleet) Provision(ctx context.Context, id string, opts *ProvisionOpts) (
 	if err := f.registryReady(ctx); err != nil {
 		return Tenant{}, err
 	}
-	if err := f.withOwner(ctx, func(wc *wire.Conn) error { return f.provision(ctx, wc, t, domains, o.Seed) }); err != nil {
+	if err := f.withOwner(ctx, func(wc *conn) error { return f.provision(ctx, wc, t, domains, o.Seed) }); err != nil {
 		return Tenant{}, err
 	}
 	f.directory.forget(t.id)
@@ -90,7 +90,7 @@ func (f *Fleet) newTenant(id, schema string, attributes map[string]string, domai
 }
 
 // provision does the work of Provision on a connection of the owner's.
-func (f *Fleet) provision(ctx context.Context, wc *wire.Conn, t Tenant, domains []string, seed func(context.Context, pgx.Tx) error) (err error) {
+func (f *Fleet) provision(ctx context.Context, wc *conn, t Tenant, domains []string, seed func(context.Context, pgx.Tx) error) (err error) {
 	committed := false
 	defer func() { // also when seed panics
 		if !committed && wc.TxStatus() != 'I' {
@@ -271,7 +271,7 @@ func (f *Fleet) Adopt(ctx context.Context, id, schema string, opts *AdoptOpts) (
 	if err := f.registryReady(ctx); err != nil {
 		return Tenant{}, err
 	}
-	err = f.withOwner(ctx, func(wc *wire.Conn) error {
+	err = f.withOwner(ctx, func(wc *conn) error {
 		var exists bool
 		if err := wc.Pgx().QueryRow(ctx, `select exists (select from pg_catalog.pg_namespace where nspname = $1)`, schema).Scan(&exists); err != nil {
 			return fmt.Errorf("pgtenancy: adopt %s: %w", t, err)

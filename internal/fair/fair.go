@@ -28,6 +28,7 @@ type Queue struct {
 	free  int
 	keys  map[string]*key // those that have places or waiters
 	turns *list.List      // of *key: those whose first waiter may have a place, the next one first
+	spare *key            // one that has nothing any more, for the next one to come
 	total Stat
 }
 
@@ -67,7 +68,11 @@ func (q *Queue) Acquire(ctx context.Context, name string, limit Limit) error {
 	q.mu.Lock()
 	k := q.keys[name]
 	if k == nil {
-		k = &key{name: name}
+		if k = q.spare; k == nil {
+			k = &key{}
+		}
+		q.spare = nil
+		k.name, k.stat = name, Stat{}
 		q.keys[name] = k
 	}
 	k.limit = limit
@@ -167,6 +172,7 @@ func (q *Queue) schedule(k *key) {
 func (q *Queue) drop(k *key) {
 	if k.stat.InUse == 0 && k.waiters.Len() == 0 {
 		delete(q.keys, k.name)
+		q.spare = k
 	}
 }
 

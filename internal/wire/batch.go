@@ -102,10 +102,10 @@ func (c *Conn) tryBatch(ctx context.Context, s *Scope, enter bool, b *pgx.Batch,
 	}
 
 	k := &call{c: c, ctx: ctx, outer: enter, commit: enter}
-	k.r = c.send(ctx, steps)
+	c.send(ctx, steps, &k.r)
 	if enter {
-		if err = skip(k.r); err == nil {
-			err = c.entered(k.r, false)
+		if err = k.r.skip(); err == nil {
+			err = c.entered(&k.r, false)
 		}
 		if err != nil {
 			k.fail(err)
@@ -212,7 +212,7 @@ func (br *BatchResults) Query() (pgx.Rows, error) {
 // QueryRow as in pgx.BatchResults.
 func (br *BatchResults) QueryRow() pgx.Row {
 	rows, _ := br.Query() // the error is in rows
-	return Row{rows}
+	return batchRow{rows}
 }
 
 // Tx returns nil: Batch.BeginTx is refused.
@@ -309,3 +309,7 @@ func (r *batchRows) Values() ([]any, error) {
 }
 
 func (r *batchRows) Conn() *pgx.Conn { return r.br.k.c.conn }
+
+type batchRow struct{ rows pgx.Rows }
+
+func (r batchRow) Scan(dest ...any) error { return ScanRow(r.rows, dest) }

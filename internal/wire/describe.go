@@ -91,7 +91,7 @@ func (c *Conn) describe(ctx context.Context, s *Scope, enter bool, sqls ...strin
 	for _, sql := range sqls {
 		p.SendPrepare("", tagged(stmtKey{schema: s.Schema, role: s.Role, sql: sql}), nil)
 	}
-	r := &pipelineReader{p: p, err: p.Sync()}
+	r := &results{p: p, err: p.Sync()}
 	var err error
 	if enter {
 		err = c.guarded(r)

@@ -79,18 +79,18 @@ type call struct {
 //
 // A server error comes back from here or from finish; whichever it is, nothing of the pipeline has happened then, as long
 // as no transaction was open before. That is what makes it safe to send again.
-func (c *Conn) start(ctx context.Context, s *Scope, enter bool, q Query) (*call, *pgconn.ResultReader, error) {
+func (c *Conn) start(ctx context.Context, s *Scope, enter bool, q *Query, k *call) (*pgconn.ResultReader, error) {
 	var first *failure
 	for {
-		k, rr, sd, known, err := c.tryStart(ctx, s, enter, q, first)
+		rr, sd, known, err := c.tryStart(ctx, s, enter, q, first, k)
 		if err == nil {
-			return k, rr, nil
+			return rr, nil
 		}
 		if first != nil || !c.stale(s, q.SQL, known, err) || c.pg.IsClosed() || ctx.Err() != nil {
-			return nil, nil, explain(err)
+			return nil, explain(err)
 		}
 		if c.TxStatus() != 'I' && !errors.As(err, new(encodeError)) {
-			return nil, nil, explain(err) // the transaction has failed with it
+			return nil, explain(err) // the transaction has failed with it
 		}
 		first = &failure{err, sd}
 	}
@@ -114,15 +114,15 @@ type encodeError struct{ error }
 func (e encodeError) Unwrap() error { return e.error }
 
 // tryStart reports in known whether it relied on what was known of the user's statement before.
-func (c *Conn) tryStart(ctx context.Context, s *Scope, enter bool, q Query, first *failure) (k *call, rr *pgconn.ResultReader, sd *pgconn.StatementDescription, known bool, err error) {
+func (c *Conn) tryStart(ctx context.Context, s *Scope, enter bool, q *Query, first *failure, k *call) (rr *pgconn.ResultReader, sd *pgconn.StatementDescription, known bool, err error) {
 	user, sd, known, err := c.bind(ctx, s, enter, q, first)
 	if err != nil {
-		return nil, nil, sd, known, err
+		return nil, sd, known, err
 	}
 	known = known || user.parse == ""
 	var room [5]step
 	steps := room[:0]
-	k = &call{c: c, ctx: ctx, outer: enter, commit: enter && (q.InTransaction || c.shared.entry == EntrySetLocal)}
+	*k = call{c: c, ctx: ctx, outer: enter, commit: enter && (q.InTransaction || c.shared.entry == EntrySetLocal)}
 	if k.commit {
 		steps = append(steps, unnamed("begin"))
 	}
@@ -134,12 +134,12 @@ func (c *Conn) tryStart(ctx context.Context, s *Scope, enter bool, q Query, firs
 	if k.commit {
 		steps = append(steps, unnamed("commit"))
 	}
-	k.r = c.send(ctx, steps)
+	c.send(ctx, steps, &k.r)
 	if k.commit {
-		err = skip(k.r)
+		err = k.r.skip()
 	}
 	if err == nil && enter {
-		err = c.entered(k.r, false)
+		err = c.entered(&k.r, false)
 	}
 	if err == nil {
 		rr, err = k.r.next()
@@ -149,28 +149,20 @@ func (c *Conn) tryStart(ctx context.Context, s *Scope, enter bool, q Query, firs
 	}
 	if err != nil {
 		k.fail(err)
-		return nil, nil, sd, known, k.finish()
+		return nil, sd, known, k.finish()
 	}
 	if sd != nil && !q.DiscardRows && !sameTypes(sd.Fields, rr.FieldDescriptions()) {
 		c.shared.forget(s, q.SQL) // the formats were picked for other types
 	}
-	return k, rr, sd, known, nil
+	return rr, sd, known, nil
 }
 
 func sameTypes(described, got []pgconn.FieldDescription) bool {
 	return slices.EqualFunc(described, got, func(a, b pgconn.FieldDescription) bool { return a.DataTypeOID == b.DataTypeOID })
 }
 
-func skip(r results) error {
-	rr, err := r.next()
-	if err == nil {
-		_, err = rr.Close()
-	}
-	return err
-}
-
 // bind encodes q's arguments and returns its step, and the description that it relied on, where it did.
-func (c *Conn) bind(ctx context.Context, s *Scope, enter bool, q Query, first *failure) (st step, sd *pgconn.StatementDescription, known bool, err error) {
+func (c *Conn) bind(ctx context.Context, s *Scope, enter bool, q *Query, first *failure) (st step, sd *pgconn.StatementDescription, known bool, err error) {
 	mode := q.Mode
 	if mode == 0 {
 		mode = c.shared.mode
@@ -297,7 +289,7 @@ func (k *call) finish() error {
 		k.fail(err)
 	}
 	if k.err != nil {
-		k.c.unkeep(k.r)
+		k.c.unkeep(&k.r)
 	}
 	if k.outer && !k.c.pg.IsClosed() && k.c.TxStatus() != 'I' {
 		_ = k.c.Rollback(k.ctx) // a connection on which that fails is closed
@@ -307,6 +299,9 @@ func (k *call) finish() error {
 
 // explain adds advice to errors of PostgreSQL that come from the way statements are sent here.
 func explain(err error) error {
+	if err == nil {
+		return nil
+	}
 	switch {
 	case isCode(err, "42601") && hasMessage(err, "cannot insert multiple commands into a prepared statement"):
 		return fmt.Errorf("%w: send one statement a call, or several with SendBatch", err)
@@ -324,7 +319,8 @@ func hasMessage(err error, message string) bool {
 // Exec sends q and returns its command tag.
 func (c *Conn) Exec(ctx context.Context, s *Scope, enter bool, q Query) (pgconn.CommandTag, error) {
 	q.DiscardRows = true
-	k, rr, err := c.start(ctx, s, enter, q)
+	var k call
+	rr, err := c.start(ctx, s, enter, &q, &k)
 	if err != nil {
 		return pgconn.CommandTag{}, err
 	}

@@ -14,21 +14,27 @@ import (
 // Rows reads the rows of a statement. It is pgx.Rows; closing it ends the pipeline.
 type Rows struct {
 	pgx.Rows // decodes
-	k        *call
+	k        call
 	tag      pgconn.CommandTag
 	err      error
 	closed   bool
-	onClose  func(pgconn.CommandTag, error)
+	closer   RowsCloser
 }
 
-// Query sends q and returns its rows. onClose is called once, when they are closed; it is not called where Query returns
-// an error.
-func (c *Conn) Query(ctx context.Context, s *Scope, enter bool, q Query, onClose func(pgconn.CommandTag, error)) (*Rows, error) {
-	k, rr, err := c.start(ctx, s, enter, q)
+// RowsCloser is told once when rows are closed.
+type RowsCloser interface {
+	RowsClosed(pgconn.CommandTag, error)
+}
+
+// Query sends q and has its rows read from r, which must be new. closer is told when they are closed, but not where Query
+// returns an error.
+func (c *Conn) Query(ctx context.Context, s *Scope, enter bool, q Query, r *Rows, closer RowsCloser) error {
+	rr, err := c.start(ctx, s, enter, &q, &r.k)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &Rows{Rows: pgx.RowsFromResultReader(c.types, rr), k: k, onClose: onClose}, nil
+	r.Rows, r.closer = pgx.RowsFromResultReader(c.types, rr), closer
+	return nil
 }
 
 // Close reads what is left and ends the pipeline.
@@ -39,16 +45,14 @@ func (r *Rows) Close() {
 	r.closed = true
 	r.Rows.Close()
 	r.tag, r.err = r.Rows.CommandTag(), r.Rows.Err()
-	if r.err != nil {
-		// Either the statement failed, or decoding its rows did. In the second case the statement itself stands.
-		r.k.finish()
-	} else {
-		r.err = r.k.finish()
+	// Where decoding the rows failed, that is the error, and the statement itself stands.
+	if err := r.k.finish(); r.err == nil {
+		r.err = err
 	}
 	r.err = explain(r.err)
-	if r.onClose != nil {
-		r.onClose(r.tag, r.err)
-	}
+	closer := r.closer
+	r.Rows, r.closer, r.k = nil, nil, call{c: r.k.c} // rows lie side by side in memory: the last of them keeps all of it
+	closer.RowsClosed(r.tag, r.err)
 }
 
 // Next as in pgx.Rows.
@@ -88,6 +92,9 @@ func (r *Rows) Scan(dest ...any) error {
 
 // Values as in pgx.Rows.
 func (r *Rows) Values() ([]any, error) {
+	if r.closed {
+		return nil, cmp.Or(r.err, errRowsClosed)
+	}
 	values, err := r.Rows.Values()
 	if err != nil {
 		r.Close()
@@ -102,6 +109,17 @@ func (r *Rows) Err() error {
 	}
 	return r.Rows.Err()
 }
+
+// RawValues as in pgx.Rows, and nil when they are closed.
+func (r *Rows) RawValues() [][]byte {
+	if r.closed {
+		return nil
+	}
+	return r.Rows.RawValues()
+}
+
+// TypeMap as in pgx.Rows.
+func (r *Rows) TypeMap() *pgtype.Map { return r.k.c.types }
 
 // CommandTag as in pgx.Rows.
 func (r *Rows) CommandTag() pgconn.CommandTag { return r.tag }
@@ -125,13 +143,10 @@ func (ErrRows) RawValues() [][]byte                          { return nil }     
 func (ErrRows) Conn() *pgx.Conn                              { return nil }                 //nolint:revive // pgx.Rows
 func (ErrRows) TypeMap() *pgtype.Map                         { return nil }                 //nolint:revive // pgx.Rows
 
-// Row is the first row of a query, as pgx.Row.
-type Row struct{ Rows pgx.Rows }
-
-// Scan reads the first row and ends the query. It returns pgx.ErrNoRows where there is none.
-func (r Row) Scan(dest ...any) error {
-	defer r.Rows.Close() // also when a Scanner of the user's panics
-	if err := r.Rows.Err(); err != nil {
+// ScanRow reads the first row and closes the rows, as pgx.Row's Scan does. It returns pgx.ErrNoRows where there is none.
+func ScanRow(rows pgx.Rows, dest []any) error {
+	defer rows.Close() // also when a Scanner of the user's panics
+	if err := rows.Err(); err != nil {
 		return err
 	}
 	for _, d := range dest {
@@ -139,15 +154,15 @@ func (r Row) Scan(dest ...any) error {
 			return fmt.Errorf("cannot scan into *pgtype.DriverBytes from QueryRow")
 		}
 	}
-	if !r.Rows.Next() {
-		if err := r.Rows.Err(); err != nil {
+	if !rows.Next() {
+		if err := rows.Err(); err != nil {
 			return err
 		}
 		return pgx.ErrNoRows
 	}
-	if err := r.Rows.Scan(dest...); err != nil {
+	if err := rows.Scan(dest...); err != nil {
 		return err
 	}
-	r.Rows.Close()
-	return r.Rows.Err()
+	rows.Close()
+	return rows.Err()
 }

@@ -24,6 +24,7 @@ func (c *Conn) Run(ctx context.Context, run []Step) (tags []pgconn.CommandTag, e
 	for _, s := range run {
 		if s.Scope != nil {
 			steps = c.enterSteps(steps, s.Scope, false)
+			c.text, c.values = nil, nil // the steps keep them
 			continue
 		}
 		var eqb pgx.ExtendedQueryBuilder // the values of all steps are needed at once
@@ -33,11 +34,12 @@ func (c *Conn) Run(ctx context.Context, run []Step) (tags []pgconn.CommandTag, e
 		steps = append(steps, step{parse: s.SQL, values: eqb.ParamValues, formats: eqb.ParamFormats})
 	}
 	outer := c.TxStatus() == 'I'
-	r := c.send(ctx, steps)
+	var r results
+	c.send(ctx, steps, &r)
 	for i := range run {
 		var tag pgconn.CommandTag
 		if run[i].Scope != nil {
-			err = c.entered(r, false)
+			err = c.entered(&r, false)
 		} else {
 			var rr *pgconn.ResultReader
 			if rr, err = r.next(); err == nil {
@@ -53,7 +55,7 @@ func (c *Conn) Run(ctx context.Context, run []Step) (tags []pgconn.CommandTag, e
 		err = endErr // a deferred constraint of an implicit transaction, say
 	}
 	if err != nil {
-		c.unkeep(r)
+		c.unkeep(&r)
 		if outer && !c.pg.IsClosed() && c.TxStatus() != 'I' {
 			_ = c.Rollback(ctx) // a connection on which that fails is closed
 		}

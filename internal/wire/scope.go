@@ -18,7 +18,8 @@ import (
 // Scope is what a statement runs in.
 type Scope struct {
 	Value    string // of the tenant's setting
-	Path     string // the value of search_path; its names quoted
+	Own      string // the tenant's schema, quoted: the first part of the value of search_path
+	Others   string // the rest of it
 	Schema   string // what current_schema() must be in it
 	Role     string // "" is the connection's own
 	Version  int64  // of the schema, which tells descriptions apart
@@ -130,14 +131,21 @@ func arrayElement(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }
 
-// enterSteps appends the steps that set a scope.
+// enterSteps appends the steps that set a scope. They are good until it is called again.
 func (c *Conn) enterSteps(steps []step, s *Scope, session bool) []step {
-	mask := 0
-	values := make([][]byte, set, set+len(timeoutNames)+1)
-	values[0], values[1], values[2] = []byte(s.Path), []byte(s.Value), c.shared.role
+	text := append(append(c.text[:0], s.Own...), s.Others...)
+	path := len(text)
+	text = append(text, s.Value...)
+	value := len(text)
+	text = append(text, s.Schema...)
+	schema := len(text)
+	text = append(text, s.Role...)
+	role := len(text)
+	values := append(c.values[:0], text[:path:path], text[path:value:value], c.shared.role)
 	if s.Role != "" {
-		values[2] = []byte(s.Role)
+		values[2] = text[schema:role:role]
 	}
+	mask := 0
 	for i, d := range [...]time.Duration{s.Timeouts.Statement, s.Timeouts.Lock, s.Timeouts.IdleInTransaction} {
 		if d > 0 {
 			mask |= 1 << i
@@ -158,15 +166,17 @@ func (c *Conn) enterSteps(steps []step, s *Scope, session bool) []step {
 		}
 		values = append(values[:0], []byte(e.names), []byte("{"+strings.Join(elements, ",")+"}"))
 	}
+	values = append(values, text[value:schema:schema])
+	c.text, c.values = text, values
 	st := c.statement(stmtKey{sql: e.sql}, c.shared.mode, e.oids, true)
-	st.values = append(values, []byte(s.Schema))
+	st.values, st.enter = values, e.names == ""
 	return append(steps, st)
 }
 
 // entered reads the results of enterSteps.
-func (c *Conn) entered(r results, session bool) error {
+func (c *Conn) entered(r *results, session bool) error {
 	if c.shared.entry == EntrySetLocal && !session {
-		if err := skip(r); err != nil {
+		if err := r.skip(); err != nil {
 			return err
 		}
 	}
@@ -174,8 +184,11 @@ func (c *Conn) entered(r results, session bool) error {
 }
 
 // guarded reads the result of the statement with the guard, the last of enterSteps.
-func (c *Conn) guarded(r results) error {
-	err := skip(r)
+func (c *Conn) guarded(r *results) error {
+	err := r.skip()
+	if err == nil {
+		return nil
+	}
 	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) {
 		switch {
@@ -219,19 +232,20 @@ func (c *Conn) EnterSession(ctx context.Context, s *Scope) error {
 // opened and that fails is rolled back.
 func (c *Conn) run(ctx context.Context, steps []step, enter int, session bool) error {
 	inTx := c.TxStatus() != 'I'
-	r := c.send(ctx, steps)
+	var r results
+	c.send(ctx, steps, &r)
 	var err error
 	for i := 0; i < enter && err == nil; i++ {
-		err = skip(r)
+		err = r.skip()
 	}
 	if err == nil {
-		err = c.entered(r, session)
+		err = c.entered(&r, session)
 	}
 	if endErr := r.end(); err == nil {
 		err = endErr
 	}
 	if err != nil {
-		c.unkeep(r)
+		c.unkeep(&r)
 		if !inTx && c.TxStatus() != 'I' {
 			_ = c.Rollback(ctx) // a connection on which that fails is closed
 		}
@@ -261,6 +275,9 @@ func (c *Conn) Discard(ctx context.Context) error {
 }
 
 func isCode(err error, codes ...string) bool {
+	if err == nil {
+		return false
+	}
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) {
 		return false

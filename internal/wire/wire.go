@@ -104,6 +104,10 @@ type Conn struct {
 	types  *pgtype.Map
 	shared *Shared
 	eqb    pgx.ExtendedQueryBuilder
+	batch  pgconn.Batch // of the last pipeline; here to spare an allocation
+
+	values [][]byte // room for enter's parameters,
+	text   []byte   // and for their text
 
 	learned map[uint32]bool // types that users created, as far as this connection was told of them
 	changed []uint32        // those of them that have other fields now
@@ -126,23 +130,16 @@ type stmt struct {
 	name string
 	oids []uint32 // of the parameters, as declared
 	used int64    // the last pipeline that used it
+	sd   *pgconn.StatementDescription
 }
 
-const customData = "pgtenancy/wire"
-
-// On returns the Conn of conn, the same one for every call.
-func On(conn *pgx.Conn, shared *Shared) *Conn {
-	data := conn.PgConn().CustomData()
-	if c, ok := data[customData].(*Conn); ok {
-		return c
-	}
-	c := &Conn{
+// NewConn returns the Conn of conn. There must be one only, which knows what the server has.
+func NewConn(conn *pgx.Conn, shared *Shared) *Conn {
+	return &Conn{
 		conn: conn, pg: conn.PgConn(), types: conn.TypeMap(), shared: shared,
 		prepared: lru.New[stmtKey, *stmt](shared.statements),
 		seen:     lru.New[stmtKey, struct{}](shared.statements),
 	}
-	data[customData] = c
-	return c
 }
 
 // serve notes that the connection serves a tenant.
@@ -190,6 +187,7 @@ func (c *Conn) Rollback(ctx context.Context) error {
 // A step is one statement of a pipeline.
 type step struct {
 	stmt          *stmt  // the server's statement; nil for an unnamed one
+	enter         bool   // its result is known beforehand, and needs no description
 	parse         string // the text to parse first; "" where the server has it
 	oids          []uint32
 	values        [][]byte
@@ -201,35 +199,39 @@ type step struct {
 func unnamed(sql string) step { return step{parse: sql} }
 
 // results reads what a pipeline answers, a statement at a time.
-type results interface {
-	// next returns the next statement's result, or the error that ended the pipeline. The result before must be closed.
-	next() (*pgconn.ResultReader, error)
-	// end reads to the end of the pipeline. It returns the error that ended it.
-	end() error
+type results struct {
+	mrr    *pgconn.MultiResultReader // of what was sent as a batch
+	p      *pgconn.Pipeline          // of what was not
+	parsed []*stmt                   // to come, in the order of their Parse
+	err    error
+	ended  bool
 }
 
 var errNoMoreResults = errors.New("no more results in the pipeline")
 
-// send sends the steps as one pipeline, that is with one Sync.
-func (c *Conn) send(ctx context.Context, steps []step) results {
+// send sends the steps as one pipeline, that is with one Sync. Its answer is read from r.
+func (c *Conn) send(ctx context.Context, steps []step, r *results) {
 	rides := len(c.close) > 0
 	for i := range steps {
 		rides = rides || steps[i].stmt != nil && steps[i].parse != ""
 	}
 	if !rides {
 		// pgconn's Batch allocates less than its Pipeline, but can parse unnamed statements only.
-		var batch pgconn.Batch
+		c.batch = pgconn.Batch{}
 		for i := range steps {
-			s := &steps[i]
-			if s.stmt != nil {
-				batch.ExecPrepared(s.stmt.name, s.values, s.formats, s.resultFormats)
-			} else {
-				batch.ExecParams(s.parse, s.values, s.oids, s.formats, s.resultFormats)
+			switch s := &steps[i]; {
+			case s.stmt == nil:
+				c.batch.ExecParams(s.parse, s.values, s.oids, s.formats, s.resultFormats)
+			case s.enter:
+				c.batch.ExecStatement(s.stmt.description(), s.values, s.formats, s.resultFormats)
+			default:
+				c.batch.ExecPrepared(s.stmt.name, s.values, s.formats, s.resultFormats)
 			}
 		}
-		return &batchReader{mrr: c.pg.ExecBatch(ctx, &batch)}
+		r.mrr = c.pg.ExecBatch(ctx, &c.batch)
+		return
 	}
-	r := &pipelineReader{p: c.pg.StartPipeline(ctx)}
+	r.p = c.pg.StartPipeline(ctx)
 	for _, name := range c.close {
 		r.p.SendDeallocate(name)
 	}
@@ -248,33 +250,27 @@ func (c *Conn) send(ctx context.Context, steps []step) results {
 	if r.err = r.p.Sync(); r.err == nil {
 		c.close = nil
 	}
-	return r
 }
 
-type batchReader struct {
-	mrr *pgconn.MultiResultReader
-}
-
-func (r *batchReader) next() (*pgconn.ResultReader, error) {
-	if r.mrr.NextResult() {
-		return r.mrr.ResultReader(), nil
+// description returns what enter's statement answers with: a column for each parameter.
+func (s *stmt) description() *pgconn.StatementDescription {
+	if s.sd == nil {
+		s.sd = &pgconn.StatementDescription{Name: s.name, Fields: make([]pgconn.FieldDescription, len(s.oids))}
 	}
-	if err := r.mrr.Close(); err != nil {
-		return nil, err
+	return s.sd
+}
+
+// next returns the next statement's result, or the error that ended the pipeline. The result before must be closed.
+func (r *results) next() (*pgconn.ResultReader, error) {
+	if r.mrr != nil {
+		if r.mrr.NextResult() {
+			return r.mrr.ResultReader(), nil
+		}
+		if err := r.mrr.Close(); err != nil {
+			return nil, err
+		}
+		return nil, errNoMoreResults
 	}
-	return nil, errNoMoreResults
-}
-
-func (r *batchReader) end() error { return r.mrr.Close() }
-
-type pipelineReader struct {
-	p      *pgconn.Pipeline
-	parsed []*stmt // to come, in the order of their Parse
-	err    error
-	ended  bool
-}
-
-func (r *pipelineReader) next() (*pgconn.ResultReader, error) {
 	for r.err == nil && !r.ended {
 		result, err := r.p.GetResults()
 		if err != nil {
@@ -296,7 +292,20 @@ func (r *pipelineReader) next() (*pgconn.ResultReader, error) {
 	return nil, errNoMoreResults
 }
 
-func (r *pipelineReader) end() error {
+// skip reads the next statement's result to its end.
+func (r *results) skip() error {
+	rr, err := r.next()
+	if err == nil {
+		_, err = rr.Close()
+	}
+	return err
+}
+
+// end reads to the end of the pipeline. It returns the error that ended it.
+func (r *results) end() error {
+	if r.mrr != nil {
+		return r.mrr.Close()
+	}
 	for {
 		if _, err := r.next(); err != nil {
 			break
@@ -339,26 +348,30 @@ func (c *Conn) statement(key stmtKey, mode pgx.QueryExecMode, oids []uint32, alw
 	return step{stmt: s, parse: text, oids: oids}
 }
 
-// unkeep takes back the statements of a failed pipeline that the server did not parse.
-func (c *Conn) unkeep(r results) {
-	if r, ok := r.(*pipelineReader); ok {
-		for _, s := range r.parsed {
-			c.prepared.Delete(s.key)
-		}
+// unkeep takes back the statements of a failed pipeline that the server did not parse. They are closed all the same, since
+// PgBouncer has seen them, and ends a connection that parses one name twice.
+func (c *Conn) unkeep(r *results) {
+	for _, s := range r.parsed {
+		c.drop(s)
 	}
 }
 
-// drop forgets a statement and has the server forget it.
+// drop forgets a statement and has the server forget it, which does not mind where it has none of that name.
 func (c *Conn) drop(s *stmt) {
 	c.prepared.Delete(s.key)
 	c.close = append(c.close, s.name)
 }
 
-// lose forgets every statement, when the server turned out not to have what it was taken to have. It does not have them
-// closed: they get other names, and PgBouncer 1.24 does not answer every Close then.
+// lose drops every statement, when the server turned out not to have what it was taken to have.
 func (c *Conn) lose() {
 	c.shared.newEpoch()
-	c.Forget()
+	for {
+		s, ok := c.prepared.Oldest()
+		if !ok {
+			return
+		}
+		c.drop(s)
+	}
 }
 
 // tagged returns the text that is sent: what the user wrote, and whose it is. PgBouncer shares prepared statements by
