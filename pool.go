@@ -83,6 +83,7 @@ type Pool struct {
 	shared wire.Scope // the scope without a tenant
 	suffix string     // of search_path, after the tenant's schema
 	check  func(Tenant) error
+	db     sqlDB
 
 	queryTracer pgx.QueryTracer
 	batchTracer pgx.BatchTracer
@@ -217,6 +218,7 @@ func checkConns(field string, conns *pgxpool.Config) error {
 
 // Close closes all connections. It waits until those in use have been given back.
 func (p *Pool) Close() {
+	p.closeDB()
 	p.conns.Close()
 	if p.direct != p.conns {
 		p.direct.Close()
