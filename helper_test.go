@@ -189,10 +189,6 @@ func tracer(tr pgx.QueryTracer) option {
 	return func(c *pgtenancy.PoolConfig) { c.Conns.ConnConfig.Tracer = tr }
 }
 
-func user(name string) option {
-	return func(c *pgtenancy.PoolConfig) { c.Conns.ConnConfig.User = name }
-}
-
 // pool returns a pool of one connection as the role app. When the test is over it has no connection in use.
 func (db *testDB) pool(t *testing.T, opts ...option) *pgtenancy.Pool {
 	t.Helper()

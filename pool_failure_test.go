@@ -146,10 +146,10 @@ func TestFailures(t *testing.T) {
 				ctx, cancel := context.WithCancel(as(t, db.acme))
 				err := tt.run(ctx, cancel)
 				cancel()
-				switch {
-				case tt.code == "":
+				switch tt.code {
+				case "":
 					checkIs(t, tt.name, err, context.Canceled)
-				case tt.code == "57P01":
+				case "57P01":
 					if err == nil {
 						t.Errorf("%s: no error", tt.name)
 					}

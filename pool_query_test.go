@@ -96,10 +96,23 @@ func TestValues(t *testing.T) {
 			typ   string
 			value any
 		}{
-			{"int4", int32(-7)}, {"int8", int64(1) << 40}, {"int2", int16(3)}, {"float8", 2.5}, {"float4", float32(0.25)}, {"bool", true},
-			{"text", "it's \\ \"quoted\"\n😀"}, {"varchar(3)", "abc"}, {"bytea", []byte{0, 1, 255}},
-			{"timestamptz", day}, {"numeric", pgtype.Numeric{}}, {"text[]", []string{"a", "b,c"}}, {"int4[]", []int32{1, 2}}, {"int8[]", []int64{}},
-			{"uuid", pgtype.UUID{Bytes: [16]byte{1, 2, 3}, Valid: true}}, {"text", (*string)(nil)}, {"int4", pgtype.Int4{}},
+			{"int4", int32(-7)},
+			{"int8", int64(1) << 40},
+			{"int2", int16(3)},
+			{"float8", 2.5},
+			{"float4", float32(0.25)},
+			{"bool", true},
+			{"text", "it's \\ \"quoted\"\n😀"},
+			{"varchar(3)", "abc"},
+			{"bytea", []byte{0, 1, 255}},
+			{"timestamptz", day},
+			{"numeric", pgtype.Numeric{}},
+			{"text[]", []string{"a", "b,c"}},
+			{"int4[]", []int32{1, 2}},
+			{"int8[]", []int64{}},
+			{"uuid", pgtype.UUID{Bytes: [16]byte{1, 2, 3}, Valid: true}},
+			{"text", (*string)(nil)},
+			{"int4", pgtype.Int4{}},
 			{"date", pgtype.Date{Time: day.Truncate(24 * time.Hour), Valid: true}},
 		}
 		for range 3 {

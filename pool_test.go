@@ -224,8 +224,10 @@ func TestNoTenant(t *testing.T) {
 		{"suspended in For", bare(t), func(p *pgtenancy.Pool) scope { return p.For(suspended) }, pgtenancy.ErrTenantSuspended, "the handle says so"},
 		{"deleted", as(t, deleted), onPool, pgtenancy.ErrTenantNotFound, "the handle says so"},
 		{"another tenant than For's", as(t, db.globex), func(p *pgtenancy.Pool) scope { return p.For(db.acme) }, pgtenancy.ErrTenantMismatch, "two tenants that disagree"},
-		{"the same ID with another schema", as(t, newTenantOf(t, pgtenancy.TenantInfo{ID: "acme", Schema: "old_acme"})),
-			func(p *pgtenancy.Pool) scope { return p.For(db.acme) }, pgtenancy.ErrTenantMismatch, "a schema is what is read"},
+		{
+			"the same ID with another schema", as(t, newTenantOf(t, pgtenancy.TenantInfo{ID: "acme", Schema: "old_acme"})),
+			func(p *pgtenancy.Pool) scope { return p.For(db.acme) }, pgtenancy.ErrTenantMismatch, "a schema is what is read",
+		},
 		{"a shared schema for a tenant's", as(t, shared), onPool, nil, "all tenants would write to it"},
 	}
 	for _, tt := range tests {
@@ -295,7 +297,10 @@ func TestNoSchema(t *testing.T) {
 				for _, use := range uses {
 					checkIs(t, use.name+" as "+tenant.ID(), use.run(as(t, tenant), p, tenant), pgtenancy.ErrTenantNotFound)
 				}
-				_, err := p.Acquire(as(t, tenant))
+				c, err := p.Acquire(as(t, tenant))
+				if err == nil {
+					c.Release()
+				}
 				checkIs(t, "Acquire as "+tenant.ID(), err, pgtenancy.ErrTenantNotFound)
 				_, err = p.Exec(as(t, tenant), "do $$ begin insert into log values ('x'); end $$")
 				checkIs(t, "DO as "+tenant.ID(), err, pgtenancy.ErrTenantNotFound)

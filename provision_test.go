@@ -486,8 +486,18 @@ func TestProvisionElsewhere(t *testing.T) {
 func TestAdopt(t *testing.T) {
 	t.Parallel()
 	names := []struct{ name, schema string }{
-		{"a space and capitals", "My Shop"}, {"a dot", "a.b"}, {"quotes", `it's "quoted"`}, {"unicode", "Geschäft 漢字"}, {"63 bytes", strings.Repeat("é", 31) + "x"},
-		{"a comma", "a, public"}, {"a backslash", `a\b`}, {"a percent sign", "100%s"}, {"the end of a comment", "a */ b"}, {"dollars", "$$ $1"}, {"a line end", "a\nb"}, {"a keyword", "select"},
+		{"a space and capitals", "My Shop"},
+		{"a dot", "a.b"},
+		{"quotes", `it's "quoted"`},
+		{"unicode", "Geschäft 漢字"},
+		{"63 bytes", strings.Repeat("é", 31) + "x"},
+		{"a comma", "a, public"},
+		{"a backslash", `a\b`},
+		{"a percent sign", "100%s"},
+		{"the end of a comment", "a */ b"},
+		{"dollars", "$$ $1"},
+		{"a line end", "a\nb"},
+		{"a keyword", "select"},
 	}
 	db := newFleetDB(t)
 	files := shopFiles(db)

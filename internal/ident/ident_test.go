@@ -26,18 +26,36 @@ func TestChecks(t *testing.T) {
 		good  []string
 		bad   []string
 	}{
-		{"CheckID", max63, []string{"a", "0", "a-b", "a-b---c", "acme", strings.Repeat("a", 63)},
-			[]string{"", "-", "-a", "a-", "ab--", "xn--a", "A", "a_b", "é", "a.b", " a", strings.Repeat("a", 64)}},
-		{"CheckPrefix", ident.CheckPrefix, []string{"", "tenant_", "t", "_", "t1_", strings.Repeat("a", 43)},
-			[]string{"1t", "T_", "t-", "t ", "pg_", "pg_t", `"`, strings.Repeat("a", 44)}},
-		{"CheckName", ident.CheckName, []string{"a", `"`, "a b", "é", "$user", "pg_a", strings.Repeat("a", 63)},
-			[]string{"", "\x00", "a\x00", "\xff", strings.Repeat("é", 32)}},
-		{"CheckSchema", ident.CheckSchema, []string{"a", "public", "Pg_a", "pgtenancy", "$User", "none"},
-			[]string{"", "pg_a", "pg_temp", "$user", "information_schema", "\x00"}},
-		{"CheckTenantSchema", ident.CheckTenantSchema, []string{"a", "Public", "tenant_a"},
-			[]string{"public", "pgtenancy", "pg_a", "$user"}},
-		{"CheckSetting", ident.CheckSetting, []string{"app.current_tenant", "a.b.c", "_a.B1"},
-			[]string{"", "a", ".a", "a.", "a..b", "a.1", "a.b'", "a.b c", "a.é", "a." + strings.Repeat("b", 62)}},
+		{
+			"CheckID", max63,
+			[]string{"a", "0", "a-b", "a-b---c", "acme", strings.Repeat("a", 63)},
+			[]string{"", "-", "-a", "a-", "ab--", "xn--a", "A", "a_b", "é", "a.b", " a", strings.Repeat("a", 64)},
+		},
+		{
+			"CheckPrefix", ident.CheckPrefix,
+			[]string{"", "tenant_", "t", "_", "t1_", strings.Repeat("a", 43)},
+			[]string{"1t", "T_", "t-", "t ", "pg_", "pg_t", `"`, strings.Repeat("a", 44)},
+		},
+		{
+			"CheckName", ident.CheckName,
+			[]string{"a", `"`, "a b", "é", "$user", "pg_a", strings.Repeat("a", 63)},
+			[]string{"", "\x00", "a\x00", "\xff", strings.Repeat("é", 32)},
+		},
+		{
+			"CheckSchema", ident.CheckSchema,
+			[]string{"a", "public", "Pg_a", "pgtenancy", "$User", "none"},
+			[]string{"", "pg_a", "pg_temp", "$user", "information_schema", "\x00"},
+		},
+		{
+			"CheckTenantSchema", ident.CheckTenantSchema,
+			[]string{"a", "Public", "tenant_a"},
+			[]string{"public", "pgtenancy", "pg_a", "$user"},
+		},
+		{
+			"CheckSetting", ident.CheckSetting,
+			[]string{"app.current_tenant", "a.b.c", "_a.B1"},
+			[]string{"", "a", ".a", "a.", "a..b", "a.1", "a.b'", "a.b c", "a.é", "a." + strings.Repeat("b", 62)},
+		},
 	}
 	for _, tt := range tests {
 		for _, s := range tt.good {

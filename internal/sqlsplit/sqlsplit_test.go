@@ -53,8 +53,10 @@ var splitTests = []struct {
 	{"e after digit", "the e is of the number", `SELECT 1e'\'; SELECT 2`, []string{`SELECT 1e'\'`, "SELECT 2"}},
 	{"e after dot", "a dot ends a token", `SELECT t.e'\';'; SELECT 2`, []string{`SELECT t.e'\';'`, "SELECT 2"}},
 	{"e apart from its quote", "the prefix must touch the quote", `SELECT e '\'; SELECT 2`, []string{`SELECT e '\'`, "SELECT 2"}},
-	{"other prefixes", "B, X, N and U& strings have no escapes of quotes", `SELECT B'\'; SELECT x'\'; SELECT N'\'; SELECT U&'\'; SELECT U&'d!0061;' UESCAPE '!'`,
-		[]string{`SELECT B'\'`, `SELECT x'\'`, `SELECT N'\'`, `SELECT U&'\'`, `SELECT U&'d!0061;' UESCAPE '!'`}},
+	{
+		"other prefixes", "B, X, N and U& strings have no escapes of quotes", `SELECT B'\'; SELECT x'\'; SELECT N'\'; SELECT U&'\'; SELECT U&'d!0061;' UESCAPE '!'`,
+		[]string{`SELECT B'\'`, `SELECT x'\'`, `SELECT N'\'`, `SELECT U&'\'`, `SELECT U&'d!0061;' UESCAPE '!'`},
+	},
 
 	{"quoted identifier", "a semicolon can be of a name", `SELECT ";"; SELECT "a"";b"; SELECT "'"`, []string{`SELECT ";"`, `SELECT "a"";b"`, `SELECT "'"`}},
 	{"identifier backslash", "a name has no escapes", `SELECT "\"; SELECT U&"\"; SELECT U&"d\0061;"`, []string{`SELECT "\"`, `SELECT U&"\"`, `SELECT U&"d\0061;"`}},
@@ -69,13 +71,17 @@ var splitTests = []struct {
 	{"dollar after a number", "a number takes no $", "SELECT 1$$;$$; SELECT 2", []string{"SELECT 1$$;$$", "SELECT 2"}},
 	{"dollar after a quoted name", "a quoted name takes no $", `SELECT "a"$$;$$; SELECT 2`, []string{`SELECT "a"$$;$$`, "SELECT 2"}},
 	{"dollar without an end", "$a alone is an operator-like byte and a name", "SELECT $a; SELECT $; SELECT 3", []string{"SELECT $a", "SELECT $", "SELECT 3"}},
-	{"function", "the usual PL/pgSQL body", "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $fn$\nBEGIN\n  EXECUTE $q$SELECT 1;$q$;\nEND;\n$fn$;\nSELECT 2;",
-		[]string{"CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $fn$\nBEGIN\n  EXECUTE $q$SELECT 1;$q$;\nEND;\n$fn$", "SELECT 2"}},
+	{
+		"function", "the usual PL/pgSQL body", "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $fn$\nBEGIN\n  EXECUTE $q$SELECT 1;$q$;\nEND;\n$fn$;\nSELECT 2;",
+		[]string{"CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $fn$\nBEGIN\n  EXECUTE $q$SELECT 1;$q$;\nEND;\n$fn$", "SELECT 2"},
+	},
 	{"do block", "the other usual body", "DO $$ BEGIN PERFORM 1; END $$; SELECT 2", []string{"DO $$ BEGIN PERFORM 1; END $$", "SELECT 2"}},
 
 	{"nested comment", "block comments nest", "SELECT 1 /* ; /* ; */ ; */; SELECT 2", []string{"SELECT 1", "SELECT 2"}},
-	{"comment look-alikes", "/*/ is open, /**/ and **/ are closed", "SELECT /*/ ; */ 1; SELECT /**/ 2; SELECT /***/ 3; SELECT /*/**/;*/ 4",
-		[]string{"SELECT /*/ ; */ 1", "SELECT /**/ 2", "SELECT /***/ 3", "SELECT /*/**/;*/ 4"}},
+	{
+		"comment look-alikes", "/*/ is open, /**/ and **/ are closed", "SELECT /*/ ; */ 1; SELECT /**/ 2; SELECT /***/ 3; SELECT /*/**/;*/ 4",
+		[]string{"SELECT /*/ ; */ 1", "SELECT /**/ 2", "SELECT /***/ 3", "SELECT /*/**/;*/ 4"},
+	},
 	{"quotes in comments", "nothing starts in a comment", "SELECT 1 /* ' \" $$ */; SELECT 2 -- ' \" $$ /*\n; SELECT 3", []string{"SELECT 1", "SELECT 2", "SELECT 3"}},
 	{"line comment in a block", "-- means nothing in a block comment", "/* -- */ SELECT 1; SELECT 2", []string{"SELECT 1", "SELECT 2"}},
 	{"comment ends at CR", "\\r alone is a newline to the scanner", "SELECT 1 -- ;\r; SELECT 2", []string{"SELECT 1", "SELECT 2"}},
@@ -83,32 +89,52 @@ var splitTests = []struct {
 	{"dashes", "three dashes are a comment, two apart are not", "SELECT 1 ---;\n; SELECT 1 - -1; SELECT 3", []string{"SELECT 1", "SELECT 1 - -1", "SELECT 3"}},
 	{"end of comment outside", "*/ alone is an operator", "SELECT */ 1; SELECT 2", []string{"SELECT */ 1", "SELECT 2"}},
 
-	{"rule", "a semicolon in parentheses is of the statement", "CREATE RULE r AS ON INSERT TO a DO ALSO (INSERT INTO b VALUES (1); DELETE FROM c); SELECT 2",
-		[]string{"CREATE RULE r AS ON INSERT TO a DO ALSO (INSERT INTO b VALUES (1); DELETE FROM c)", "SELECT 2"}},
+	{
+		"rule", "a semicolon in parentheses is of the statement", "CREATE RULE r AS ON INSERT TO a DO ALSO (INSERT INTO b VALUES (1); DELETE FROM c); SELECT 2",
+		[]string{"CREATE RULE r AS ON INSERT TO a DO ALSO (INSERT INTO b VALUES (1); DELETE FROM c)", "SELECT 2"},
+	},
 	{"extra closing parenthesis", "the server may complain, the count stays at zero", "SELECT 1); SELECT (2); SELECT 3", []string{"SELECT 1)", "SELECT (2)", "SELECT 3"}},
 	{"parenthesis in quotes", "only tokens count", "SELECT '('; SELECT \"(\"; SELECT $$($$; SELECT /*(*/ 4", []string{"SELECT '('", "SELECT \"(\"", "SELECT $$($$", "SELECT /*(*/ 4"}},
 
-	{"atomic body", "its semicolons are of the statement", "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END; SELECT 3",
-		[]string{"CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END", "SELECT 3"}},
-	{"atomic procedure", "OR REPLACE, any case and comments between", "create /* ; */ or -- ;\nreplace procedure p() begin /* ; */ atomic insert into t values (1); end; SELECT 3",
-		[]string{"create /* ; */ or -- ;\nreplace procedure p() begin /* ; */ atomic insert into t values (1); end", "SELECT 3"}},
-	{"atomic case", "END of CASE is not END of the body", "CREATE FUNCTION f(a int) RETURNS int BEGIN ATOMIC SELECT CASE WHEN a > 0 THEN CASE a WHEN 1 THEN 2 END ELSE (CASE WHEN true THEN 3 END) END; SELECT 4; END; SELECT 3",
-		[]string{"CREATE FUNCTION f(a int) RETURNS int BEGIN ATOMIC SELECT CASE WHEN a > 0 THEN CASE a WHEN 1 THEN 2 END ELSE (CASE WHEN true THEN 3 END) END; SELECT 4; END", "SELECT 3"}},
-	{"atomic names", "begin and end are names there too", "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT t.begin, t.end FROM t; SELECT begin FROM t; SELECT 1 AS end; END; SELECT 3",
-		[]string{"CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT t.begin, t.end FROM t; SELECT begin FROM t; SELECT 1 AS end; END", "SELECT 3"}},
-	{"atomic as a name", "only BEGIN ATOMIC together opens a body", "CREATE FUNCTION begin() RETURNS int LANGUAGE sql AS 'SELECT 1'; SELECT begin atomic FROM t; SELECT 3",
-		[]string{"CREATE FUNCTION begin() RETURNS int LANGUAGE sql AS 'SELECT 1'", "SELECT begin atomic FROM t", "SELECT 3"}},
+	{
+		"atomic body", "its semicolons are of the statement", "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END; SELECT 3",
+		[]string{"CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END", "SELECT 3"},
+	},
+	{
+		"atomic procedure", "OR REPLACE, any case and comments between", "create /* ; */ or -- ;\nreplace procedure p() begin /* ; */ atomic insert into t values (1); end; SELECT 3",
+		[]string{"create /* ; */ or -- ;\nreplace procedure p() begin /* ; */ atomic insert into t values (1); end", "SELECT 3"},
+	},
+	{
+		"atomic case", "END of CASE is not END of the body", "CREATE FUNCTION f(a int) RETURNS int BEGIN ATOMIC SELECT CASE WHEN a > 0 THEN CASE a WHEN 1 THEN 2 END ELSE (CASE WHEN true THEN 3 END) END; SELECT 4; END; SELECT 3",
+		[]string{"CREATE FUNCTION f(a int) RETURNS int BEGIN ATOMIC SELECT CASE WHEN a > 0 THEN CASE a WHEN 1 THEN 2 END ELSE (CASE WHEN true THEN 3 END) END; SELECT 4; END", "SELECT 3"},
+	},
+	{
+		"atomic names", "begin and end are names there too", "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT t.begin, t.end FROM t; SELECT begin FROM t; SELECT 1 AS end; END; SELECT 3",
+		[]string{"CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT t.begin, t.end FROM t; SELECT begin FROM t; SELECT 1 AS end; END", "SELECT 3"},
+	},
+	{
+		"atomic as a name", "only BEGIN ATOMIC together opens a body", "CREATE FUNCTION begin() RETURNS int LANGUAGE sql AS 'SELECT 1'; SELECT begin atomic FROM t; SELECT 3",
+		[]string{"CREATE FUNCTION begin() RETURNS int LANGUAGE sql AS 'SELECT 1'", "SELECT begin atomic FROM t", "SELECT 3"},
+	},
 	{"atomic empty", "a body may have no statement", "CREATE PROCEDURE p() BEGIN ATOMIC END; SELECT 2", []string{"CREATE PROCEDURE p() BEGIN ATOMIC END", "SELECT 2"}},
-	{"atomic inner", "a function in a body has a body of its own", "CREATE FUNCTION f() BEGIN ATOMIC CREATE FUNCTION g() BEGIN ATOMIC SELECT 1; END; SELECT begin atomic; END; SELECT 2",
-		[]string{"CREATE FUNCTION f() BEGIN ATOMIC CREATE FUNCTION g() BEGIN ATOMIC SELECT 1; END; SELECT begin atomic; END", "SELECT 2"}},
-	{"return body", "END of CASE outside a body closes nothing", "CREATE FUNCTION f(a int) RETURNS int RETURN CASE WHEN a > 0 THEN 1 END; SELECT 2",
-		[]string{"CREATE FUNCTION f(a int) RETURNS int RETURN CASE WHEN a > 0 THEN 1 END", "SELECT 2"}},
+	{
+		"atomic inner", "a function in a body has a body of its own", "CREATE FUNCTION f() BEGIN ATOMIC CREATE FUNCTION g() BEGIN ATOMIC SELECT 1; END; SELECT begin atomic; END; SELECT 2",
+		[]string{"CREATE FUNCTION f() BEGIN ATOMIC CREATE FUNCTION g() BEGIN ATOMIC SELECT 1; END; SELECT begin atomic; END", "SELECT 2"},
+	},
+	{
+		"return body", "END of CASE outside a body closes nothing", "CREATE FUNCTION f(a int) RETURNS int RETURN CASE WHEN a > 0 THEN 1 END; SELECT 2",
+		[]string{"CREATE FUNCTION f(a int) RETURNS int RETURN CASE WHEN a > 0 THEN 1 END", "SELECT 2"},
+	},
 	{"transaction", "BEGIN and END by themselves are statements", "BEGIN; SELECT 1; END; BEGIN ATOMIC; SELECT 2", []string{"BEGIN", "SELECT 1", "END", "BEGIN ATOMIC", "SELECT 2"}},
-	{"other create", "only functions and procedures have such bodies", "CREATE TABLE function (begin int); CREATE VIEW v AS SELECT begin atomic FROM function; SELECT 3",
-		[]string{"CREATE TABLE function (begin int)", "CREATE VIEW v AS SELECT begin atomic FROM function", "SELECT 3"}},
+	{
+		"other create", "only functions and procedures have such bodies", "CREATE TABLE function (begin int); CREATE VIEW v AS SELECT begin atomic FROM function; SELECT 3",
+		[]string{"CREATE TABLE function (begin int)", "CREATE VIEW v AS SELECT begin atomic FROM function", "SELECT 3"},
+	},
 
-	{"copy to and from files", "only FROM STDIN has data in the file", "COPY t FROM '/f'; COPY t TO STDOUT; COPY t FROM PROGRAM 'x'; COPY (SELECT 1 FROM stdin) TO '/f'",
-		[]string{"COPY t FROM '/f'", "COPY t TO STDOUT", "COPY t FROM PROGRAM 'x'", "COPY (SELECT 1 FROM stdin) TO '/f'"}},
+	{
+		"copy to and from files", "only FROM STDIN has data in the file", "COPY t FROM '/f'; COPY t TO STDOUT; COPY t FROM PROGRAM 'x'; COPY (SELECT 1 FROM stdin) TO '/f'",
+		[]string{"COPY t FROM '/f'", "COPY t TO STDOUT", "COPY t FROM PROGRAM 'x'", "COPY (SELECT 1 FROM stdin) TO '/f'"},
+	},
 	{"stdin elsewhere", "STDIN is a name outside COPY", "SELECT 1 FROM stdin; SELECT copy FROM stdin", []string{"SELECT 1 FROM stdin", "SELECT copy FROM stdin"}},
 	{"quoted stdin", "a quoted name is not the keyword", `COPY t FROM 'stdin'; COPY "from" TO 'stdin'`, []string{"COPY t FROM 'stdin'", `COPY "from" TO 'stdin'`}},
 	{"colons", "psql variables are left alone", "SELECT a[1:2], b::int, :'c;', :d; SELECT 2", []string{"SELECT a[1:2], b::int, :'c;', :d", "SELECT 2"}},

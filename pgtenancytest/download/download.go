@@ -96,7 +96,7 @@ func binaries(ctx context.Context, v embeddedpostgres.PostgresVersion) (string, 
 				err = nil
 			}
 		}
-		os.RemoveAll(temp)
+		_ = os.RemoveAll(temp) // what stays is removed when it is stale
 		unpacked <- err
 	}()
 	// embedded-postgres takes no context: after ctx is done its download goes on unseen, and cleans up.
@@ -116,7 +116,7 @@ func removeStale(cache string) {
 	dirs, _ := filepath.Glob(filepath.Join(cache, "download-*")) // the only error is a malformed pattern
 	for _, dir := range dirs {
 		if info, err := os.Stat(dir); err == nil && time.Since(info.ModTime()) > time.Hour {
-			os.RemoveAll(dir)
+			_ = os.RemoveAll(dir) // the next download tries again
 		}
 	}
 }
@@ -168,7 +168,7 @@ func removeLog(pg *embeddedpostgres.EmbeddedPostgres) {
 	file := logger.Elem().FieldByName("file")
 	if file.Type() == reflect.TypeFor[*os.File]() && !file.IsNil() {
 		f := (*os.File)(file.UnsafePointer())
-		f.Close()
-		os.Remove(f.Name())
+		_ = f.Close()
+		_ = os.Remove(f.Name())
 	}
 }

@@ -101,22 +101,22 @@ func start(ctx context.Context, bin string, port int) (*Server, error) {
 	defer stdin.Close()
 	gone, stdout, err := os.Pipe()
 	if err != nil {
-		alive.Close()
+		_ = alive.Close()
 		return nil, err
 	}
 	defer gone.Close()
 	s.alive, s.sh.Stdin, s.sh.Stdout = alive, stdin, stdout
 	err = s.sh.Start()
-	stdout.Close()
+	_ = stdout.Close()
 	if err != nil {
-		alive.Close()
+		_ = alive.Close()
 		return nil, fmt.Errorf("start /bin/sh%s: %w", asUser, err)
 	}
 	running.Store(s, nil)
 
 	if err := s.waitReady(ctx, gone); err != nil {
 		log := s.logTail()
-		s.Stop()
+		_ = s.Stop() // the error that counts is the one above
 		if strings.Contains(log, "could not create any TCP/IP sockets") {
 			err = fmt.Errorf("%w %d", errPortTaken, port)
 		}
@@ -131,13 +131,13 @@ func (s *Server) waitReady(ctx context.Context, gone *os.File) error {
 	buf := make([]byte, 4096)
 	for {
 		// The read is the pause between two looks as well.
-		gone.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
+		_ = gone.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
 		n, err := gone.Read(buf)
 		said = append(said, buf[:n]...)
 		switch {
-		case err == io.EOF && len(said) > 0:
+		case errors.Is(err, io.EOF) && len(said) > 0:
 			return errors.New(strings.TrimSpace(string(said)))
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			return errors.New("it ended at once")
 		case err != nil && !errors.Is(err, os.ErrDeadlineExceeded):
 			return err
@@ -171,7 +171,7 @@ func (s *Server) URL() string { return s.url }
 // Stop stops the server, whoever is connected, removes what it left on disk, and waits for both. Call it once.
 func (s *Server) Stop() error {
 	running.Delete(s)
-	s.alive.Close()
+	_ = s.alive.Close()
 	if err := s.sh.Wait(); err != nil {
 		return fmt.Errorf("stop the server in %s: %w", s.dir, err)
 	}
