@@ -398,13 +398,18 @@ func (r *sqlRows) Columns() []string {
 	return names
 }
 
-// ColumnTypeDatabaseTypeName returns the name of the type, of one that a user created with its schema, and the OID of a type
-// that is not known.
+// ColumnTypeDatabaseTypeName returns the name of the type without its schema, which would be another for every tenant. It
+// returns the OID where the name is not known: of the types that users made in QueryExecModeExec.
 func (r *sqlRows) ColumnTypeDatabaseTypeName(i int) string {
-	if c := &r.columns[i]; c.known == nil {
+	c := &r.columns[i]
+	if c.known == nil {
 		return strconv.FormatUint(uint64(c.DataTypeOID), 10)
 	}
-	return strings.ToUpper(r.columns[i].known.Name)
+	name := c.known.Name
+	if dot := strings.LastIndex(name, `"."`); dot >= 0 {
+		name = strings.ReplaceAll(name[dot+3:len(name)-1], `""`, `"`)
+	}
+	return strings.ToUpper(name)
 }
 
 // sqlTypmodHeader is what PostgreSQL adds to some type modifiers.
