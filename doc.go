@@ -65,16 +65,23 @@
 // pooler. PostgreSQL skips a schema in search_path that does not exist, or that the role may not use, without a word; the
 // pipeline therefore checks what the path became, and fails with [ErrTenantNotFound] before the statement runs.
 //
+// Callers that wait for a connection are served round-robin over tenants, and PoolConfig.Limits bounds what one tenant may
+// take: connections, waiters, time. Bounds hold in one process: a tenant's share of the database is that times the number
+// of processes.
+//
 // Statements are prepared per tenant, so that tables of different tenants may have types of their own and be at different
 // versions. A statement that does not fit a table any more, after a migration, is prepared anew and sent again; inside a
-// transaction that is an error, since the transaction has failed with it.
+// transaction that is an error, since the transaction has failed with it. Enums, domains, composites, ranges and arrays of
+// them are loaded when they are first met, once in the process for each tenant's.
+//
+// [Pool.DB] is the same pool as a *sql.DB, for ORMs.
 //
 // # Poolers
 //
 // On a direct connection, and behind PgBouncer 1.21 or later in transaction mode with max_prepared_statements above 0 (its
 // default since 1.24), nothing needs to be configured. Behind a pooler in transaction mode that does not support prepared
 // statements set default_query_exec_mode=cache_describe or exec in the connection string. Behind any of them set
-// [PoolConfig.Direct] for [Pool.Acquire], and give FleetConfig.Owner a direct connection.
+// [PoolConfig.Direct] for [Pool.Acquire], and give FleetConfig.Owner a direct connection. [EntryFunction] is for AWS RDS Proxy.
 //
 // # Limits
 //

@@ -209,7 +209,8 @@ func checkConns(field string, conns *pgxpool.Config) error {
 		if strings.EqualFold(name, "search_path") {
 			return invalid(field, value, "must not set search_path: every statement gets its tenant's own")
 		}
-		if strings.EqualFold(name, "options") && strings.Contains(strings.ToLower(value), "search_path") {
+		// PostgreSQL reads a '-' in the name of an option as '_'.
+		if strings.EqualFold(name, "options") && strings.Contains(strings.ReplaceAll(strings.ToLower(value), "-", "_"), "search_path") {
 			return invalid(field, value, "must not set search_path in options: every statement gets its tenant's own")
 		}
 	}

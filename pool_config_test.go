@@ -36,6 +36,7 @@ func TestPoolConfigInvalid(t *testing.T) {
 		{"Direct not from ParseConfig", &pgtenancy.PoolConfig{Conns: conns, Direct: &pgxpool.Config{}}, "PoolConfig.Direct", ""},
 		{"search_path", &pgtenancy.PoolConfig{Conns: parse("&search_path=a,b")}, "PoolConfig.Conns", "a,b"},
 		{"search_path in options", &pgtenancy.PoolConfig{Conns: parse("&options=-c%20search_path%3Da")}, "PoolConfig.Conns", "-c search_path=a"},
+		{"search-path in options", &pgtenancy.PoolConfig{Conns: parse("&options=--search-path%3Da")}, "PoolConfig.Conns", "--search-path=a"},
 		{"search_path in options, in capitals", &pgtenancy.PoolConfig{Conns: parse("&options=--SEARCH_PATH%3Da")}, "PoolConfig.Conns", "--SEARCH_PATH=a"},
 		{"search_path in Direct", &pgtenancy.PoolConfig{Conns: conns, Direct: parse("&search_path=a")}, "PoolConfig.Direct", "a"},
 		{"simple_protocol", &pgtenancy.PoolConfig{Conns: parse("&default_query_exec_mode=simple_protocol")}, "PoolConfig.Conns.ConnConfig.DefaultQueryExecMode", "simple protocol"},

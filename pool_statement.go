@@ -2,6 +2,7 @@ package pgtenancy
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/pgtenancy/pgtenancy/internal/sqlsplit"
 )
@@ -44,6 +45,15 @@ func checkStatement(at place, sql string) (needsTx bool, err error) {
 			advice = "it would end with this statement, or stay on a shared connection: use Begin with SET LOCAL, or Acquire"
 		case second != "LOCAL" && second != "TRANSACTION" && second != "CONSTRAINTS":
 			advice = "it would stay on a shared connection: use SET LOCAL, or Acquire"
+		}
+	case "CREATE":
+		temp := second == "TEMP" || second == "TEMPORARY" || second == "LOCAL" || second == "GLOBAL"
+		if temp && (at == single || !strings.Contains(strings.ToLower(sql), "on commit drop")) {
+			advice = "what is temporary would stay on a shared connection: use Begin with ON COMMIT DROP, or Acquire"
+		}
+	case "DECLARE":
+		if at == single || strings.Contains(strings.ToLower(sql), "with hold") {
+			advice = "the cursor would stay on a shared connection: use Begin, without WITH HOLD, or Acquire"
 		}
 	case "RESET", "DISCARD", "LISTEN", "UNLISTEN", "LOAD":
 		advice = "it changes the session of a shared connection: use Acquire"

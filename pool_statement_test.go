@@ -50,6 +50,11 @@ func TestStatementRefused(t *testing.T) {
 		{"prepare p as select 1", true, true, "stays"},
 		{"prepare transaction 'x'", true, true, "stays"},
 		{"deallocate all", true, true, "would lose the pool's own"},
+		{"create temp table x (a int)", true, true, "stays"},
+		{"create local temporary table x (a int)", true, true, "stays"},
+		{"create temp table x (a int) ON COMMIT DROP", true, false, "goes with the transaction"},
+		{"declare c cursor with hold for select 1", true, true, "stays"},
+		{"declare c cursor for select 1", true, false, "goes with the transaction"},
 		{"-- a comment\n/* and /* nested */ */ ; ( \tcommit", true, true, "comments, space and brackets"},
 		{";;commit", true, true, "empty statements first"},
 	}
