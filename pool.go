@@ -106,26 +106,21 @@ func NewPoolWithConfig(ctx context.Context, cfg *PoolConfig) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	conns, err := newConns(ctx, c.Conns)
-	if err != nil {
+	p := &Pool{cfg: c, wire: wire.NewShared(wire.Options{
+		Mode:       c.Conns.ConnConfig.DefaultQueryExecMode,
+		Statements: c.Conns.ConnConfig.StatementCacheCapacity,
+		Entry:      wire.Entry(c.Entry),
+		Setting:    c.Setting,
+	})}
+	if p.conns, err = newConns(ctx, c.Conns, p.wire, c.Direct != nil); err != nil {
 		return nil, err
 	}
-	direct := conns
+	p.direct = p.conns
 	if c.Direct != nil {
-		if direct, err = newConns(ctx, c.Direct); err != nil {
-			conns.Close()
+		if p.direct, err = newConns(ctx, c.Direct, p.wire, false); err != nil {
+			p.conns.Close()
 			return nil, err
 		}
-	}
-	p := &Pool{
-		cfg: c, conns: conns, direct: direct,
-		wire: wire.NewShared(wire.Options{
-			Mode:       c.Conns.ConnConfig.DefaultQueryExecMode,
-			Statements: c.Conns.ConnConfig.StatementCacheCapacity,
-			Entry:      wire.Entry(c.Entry),
-			Setting:    c.Setting,
-			Role:       c.Conns.ConnConfig.RuntimeParams["role"],
-		}),
 	}
 	quoted := make([]string, 0, len(c.SharedSchemas)+1)
 	for _, s := range c.SharedSchemas {

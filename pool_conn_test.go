@@ -3,7 +3,9 @@ package pgtenancy_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -259,5 +261,62 @@ func TestDirect(t *testing.T) {
 	c.Release()
 	if s := db.pool(t).Stat(); s.Direct != nil && !behindPooler() {
 		t.Error("Stat has direct connections where there are none of their own")
+	}
+}
+
+// A role that the connection starts with, however it came by it, is the role of tenants that have none of their own; what a
+// tenant's SQL makes of it for the session is not.
+func TestRole(t *testing.T) {
+	t.Parallel()
+	needsDirect(t)
+	db := newDB(t)
+	role := fmt.Sprintf("actor_%d", time.Now().UnixNano()) // roles belong to the server
+	db.exec(t, "create role "+role+"; grant "+role+" to app; create role "+role+"_login login; grant app to "+role+"_login; alter role "+role+"_login set role = app")
+	t.Cleanup(func() {
+		db.exec(t, "drop owned by "+role+"; drop role "+role+"_login; drop role "+role)
+	})
+	own := newTenantOf(t, pgtenancy.TenantInfo{ID: "acme", Role: role})
+	db.exec(t, "grant usage on schema tenant_acme to "+role)
+	tests := []struct {
+		name string
+		opt  option
+		want string
+	}{
+		{"the login role", func(*pgtenancy.PoolConfig) {}, "app"},
+		{"in the connection string", func(c *pgtenancy.PoolConfig) { c.Conns.ConnConfig.RuntimeParams["role"] = role }, role},
+		{"in its options", func(c *pgtenancy.PoolConfig) { c.Conns.ConnConfig.RuntimeParams["options"] = "-c role=" + role }, role},
+		{"by ALTER ROLE", func(c *pgtenancy.PoolConfig) { c.Conns.ConnConfig.User = role + "_login" }, "app"},
+		{"by ALTER ROLE, behind a pooler", func(c *pgtenancy.PoolConfig) {
+			c.Conns.ConnConfig.User = role + "_login"
+			c.Direct = c.Conns.Copy()
+		}, "app"},
+		{"in a hook", func(c *pgtenancy.PoolConfig) {
+			c.Conns.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+				_, err := conn.Exec(ctx, "set role "+role)
+				return err
+			}
+		}, role},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			db.exec(t, "grant usage on schema tenant_globex to "+role)
+			p := db.pool(t, tt.opt)
+			who := func(tenant pgtenancy.Tenant) (s string) {
+				check(t, "QueryRow", p.QueryRow(as(t, tenant), "select current_user").Scan(&s))
+				return s
+			}
+			for range 3 {
+				if got := who(db.globex); got != tt.want {
+					t.Errorf("a tenant without a role runs as %s, want %s", got, tt.want)
+				}
+				if got := who(own); got != role {
+					t.Errorf("a tenant with a role runs as %s, want %s", got, role)
+				}
+				_, err := p.Exec(as(t, db.globex), "select set_config('role', 'none', false), set_config('search_path', 'tenant_initech', false)")
+				check(t, "set_config", err)
+				_, err = p.Exec(as(t, db.globex), "do $$ begin execute 'set role "+role+"'; end $$")
+				check(t, "DO", err)
+			}
+		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgtenancy/pgtenancy/internal/fair"
@@ -91,8 +92,42 @@ type conns struct {
 	queue *fair.Queue
 }
 
-func newConns(ctx context.Context, cfg *pgxpool.Config) (*conns, error) {
-	pool, err := pgxpool.NewWithConfig(ctx, neutral(cfg))
+// startRoleSQL returns the role that ALTER ROLE and ALTER DATABASE make a session start with.
+const startRoleSQL = `select coalesce((
+	select substr(c, 6)
+	from pg_catalog.pg_db_role_setting s cross join unnest(s.setconfig) c
+	where c like 'role=%'
+		and s.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))
+		and s.setrole in (0, (select r.oid from pg_catalog.pg_roles r where r.rolname = session_user))
+	order by s.setdatabase <> 0 and s.setrole <> 0 desc, s.setrole <> 0 desc, s.setdatabase <> 0 desc
+	limit 1
+), 'none')`
+
+// newConns returns connections to the server, or with pooler to a pooler in front of it.
+//
+// Each connection learns the role of statements whose tenant has none: what ALTER ROLE, the connection string or the user's
+// hook has made it. Behind a pooler it may be what somebody else's SQL has made it, and only ALTER ROLE counts.
+func newConns(ctx context.Context, cfg *pgxpool.Config, shared *wire.Shared, pooler bool) (*conns, error) {
+	cfg = neutral(cfg)
+	after := cfg.AfterConnect
+	cfg.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
+		if after != nil {
+			if err := after(ctx, c); err != nil {
+				return err
+			}
+		}
+		sql := "select pg_catalog.current_setting('role')"
+		if pooler {
+			sql = startRoleSQL
+		}
+		result := c.PgConn().ExecParams(ctx, sql, nil, nil, nil, nil).Read()
+		if result.Err != nil {
+			return result.Err
+		}
+		c.PgConn().CustomData()[customData] = &conn{Conn: *wire.NewConn(c, shared, string(result.Rows[0][0]))}
+		return nil
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("pgtenancy: %w", err)
 	}
@@ -141,15 +176,11 @@ func (p *Pool) acquire(ctx context.Context, of *conns, t Tenant) (lease, error) 
 		of.queue.Release(t.id)
 		return lease{}, err
 	}
-	data := pooled.Conn().PgConn().CustomData()
-	c, ok := data[customData].(*conn)
-	if !ok {
-		c = &conn{Conn: *wire.NewConn(pooled.Conn(), p.wire)}
-		data[customData] = c
-	}
+	c := pooled.Conn().PgConn().CustomData()[customData].(*conn)
 	return lease{c, pooled, of, t.id, p.cfg.MaxTenantsPerConn}, nil
 }
 
+// customData is where pgconn keeps a conn with its connection.
 const customData = "pgtenancy"
 
 // Release gives the connection back, or ends it where it has served enough tenants. It must be called once.

@@ -141,7 +141,7 @@ func (c *Conn) enterSteps(steps []step, s *Scope, session bool) []step {
 	schema := len(text)
 	text = append(text, s.Role...)
 	role := len(text)
-	values := append(c.values[:0], text[:path:path], text[path:value:value], c.shared.role)
+	values := append(c.values[:0], text[:path:path], text[path:value:value], c.role)
 	if s.Role != "" {
 		values[2] = text[schema:role:role]
 	}

@@ -43,7 +43,6 @@ type Shared struct {
 	statements int // server statements kept by one connection
 	entry      Entry
 	setting    string
-	role       []byte                                    // where a scope names none
 	enter      [2][1 << len(timeoutNames)]enterStatement // for a transaction and for a session, by the timeouts that are set
 
 	started atomic.Int64 // when the epoch of prepared statements began: see newEpoch
@@ -65,18 +64,14 @@ type Options struct {
 	Statements int               // that one connection keeps prepared, at most
 	Entry      Entry
 	Setting    string // the name of the tenant's setting; validated
-	Role       string // of scopes that name none, "" for the role that the connection has logged in as
 }
 
 // NewShared returns the state of a pool.
 func NewShared(o Options) *Shared {
 	sh := &Shared{
-		mode: o.Mode, statements: o.Statements, entry: o.Entry, setting: o.Setting, role: []byte("none"),
+		mode: o.Mode, statements: o.Statements, entry: o.Entry, setting: o.Setting,
 		descriptions: lru.New[describeKey, description](descriptionsDefault),
 		types:        lru.New[uint32, *typeSpec](typesDefault),
-	}
-	if o.Role != "" {
-		sh.role = []byte(o.Role)
 	}
 	for mask := range sh.enter[0] {
 		sh.enter[0][mask] = newEnterStatement(o.Entry, o.Setting, mask, false)
@@ -103,6 +98,7 @@ type Conn struct {
 	pg     *pgconn.PgConn
 	types  *pgtype.Map
 	shared *Shared
+	role   []byte
 	eqb    pgx.ExtendedQueryBuilder
 	batch  pgconn.Batch // of the last pipeline; here to spare an allocation
 
@@ -133,10 +129,11 @@ type stmt struct {
 	sd   *pgconn.StatementDescription
 }
 
-// NewConn returns the Conn of conn. There must be one only, which knows what the server has.
-func NewConn(conn *pgx.Conn, shared *Shared) *Conn {
+// NewConn returns the Conn of conn. There must be one only, which knows what the server has. role is that of scopes that
+// name none, "none" for the one that the connection has logged in as.
+func NewConn(conn *pgx.Conn, shared *Shared, role string) *Conn {
 	return &Conn{
-		conn: conn, pg: conn.PgConn(), types: conn.TypeMap(), shared: shared,
+		conn: conn, pg: conn.PgConn(), types: conn.TypeMap(), shared: shared, role: []byte(role),
 		prepared: lru.New[stmtKey, *stmt](shared.statements),
 		seen:     lru.New[stmtKey, struct{}](shared.statements),
 	}
