@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	osuser "os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,6 +25,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/pgtenancy/pgtenancy"
+	"github.com/pgtenancy/pgtenancy/internal/wire"
 	"github.com/pgtenancy/pgtenancy/pgtenancytest"
 	"github.com/pgtenancy/pgtenancy/pgtenancytest/hammer"
 )
@@ -46,9 +48,50 @@ grant torture_a, torture_b, torture_other to app;
 // TestTorture hammers a pool on direct connections, some of which a proxy cuts.
 func TestTorture(t *testing.T) {
 	// Not in parallel with others, which it would slow down.
+	for _, e := range []struct {
+		name  string
+		entry pgtenancy.Entry
+		time  time.Duration
+	}{
+		{"settings", pgtenancy.EntrySettings, tortureTime()},
+		{"function", pgtenancy.EntryFunction, tortureTime() / 3},
+		{"set local", pgtenancy.EntrySetLocal, tortureTime() / 3},
+	} {
+		t.Run(e.name, func(t *testing.T) {
+			h := newTorture(t)
+			front := newCutter(t, h.server)
+			h.run(t, hammer.Config{Duration: e.time}, func(c *pgtenancy.PoolConfig) {
+				h.via(t, c.Conns, front)
+				c.Entry = e.entry
+				c.MaxTenantsPerConn = 100
+			})
+		})
+	}
+}
+
+// TestTortureLeavesNothing looks at connections that were given back. Without users' SQL that sets things itself they are as
+// they were; without migrations no statement has to be prepared anew; and without trouble from outside none is lost.
+func TestTortureLeavesNothing(t *testing.T) {
 	h := newTorture(t)
-	front := newCutter(t, h.server)
-	h.run(t, func(c *pgtenancy.PoolConfig) { h.via(t, c.Conns, front) })
+	var looked atomic.Int64
+	without := []hammer.Fault{hammer.Settings, hammer.Migrate, hammer.Terminate}
+	h.run(t, hammer.Config{Duration: tortureTime() / 3, Without: without}, func(c *pgtenancy.PoolConfig) {
+		c.Conns.AfterRelease = func(conn *pgx.Conn) bool {
+			got, err := state(context.Background(), conn)
+			if err != nil {
+				t.Errorf("after a release: %v", err)
+				return false
+			}
+			looked.Add(1)
+			if want := `"$user", public |  | app | app | 0 | off | 0 | 0 | 0`; got != want {
+				t.Errorf("after a release the connection has\n\t%s\nwant\n\t%s", got, want)
+			}
+			return true
+		}
+	})
+	if looked.Load() == 0 {
+		t.Error("no connection was looked at")
+	}
 }
 
 // TestTorturePgBouncer does it behind PgBouncer in transaction mode, with cuts on both sides of it.
@@ -62,7 +105,7 @@ func TestTorturePgBouncer(t *testing.T) {
 			t.Run(b.version+" "+m.String(), func(t *testing.T) {
 				h := newTorture(t)
 				front := newCutter(t, b.start(t, newCutter(t, h.server), "app"))
-				h.run(t, mode(m), func(c *pgtenancy.PoolConfig) {
+				h.run(t, hammer.Config{Duration: tortureTime()}, mode(m), func(c *pgtenancy.PoolConfig) {
 					c.Direct = c.Conns.Copy()
 					c.Direct.MaxConns = 4
 					h.via(t, c.Conns, front)
@@ -115,8 +158,12 @@ func newTorture(t *testing.T) *torture {
 		t.Fatal(err)
 	}
 	defer conn.Close(context.Background())
-	sql := tortureRoles
-	for i := range 200 {
+	sql := tortureRoles + "create schema pgtenancy; grant usage on schema pgtenancy to public;" + wire.EnterFunction + ";"
+	tenants := 200
+	if testing.Short() {
+		tenants = 50
+	}
+	for i := range tenants {
 		info := pgtenancy.TenantInfo{ID: fmt.Sprintf("t%03d", i)}
 		switch i % 4 {
 		case 1:
@@ -172,11 +219,17 @@ func tortureTime() time.Duration {
 }
 
 // run hammers a pool.
-func (h *torture) run(t *testing.T, opts ...option) {
+func (h *torture) run(t *testing.T, hc hammer.Config, opts ...option) {
 	t.Helper()
 	before := []goleak.Option{goleak.IgnoreCurrent(), goleak.IgnoreAnyFunction("github.com/pgtenancy/pgtenancy_test.pass")}
 	cfg := &pgtenancy.PoolConfig{Conns: h.conns(t)}
 	cfg.Conns.ConnConfig.StatementCacheCapacity = 100 // so that some are pushed out
+	cfg.Limits = func(tenant pgtenancy.Tenant) pgtenancy.Limits {
+		if tenant == h.tenants[0] || tenant == h.tenants[1] {
+			return pgtenancy.Limits{Conns: 2, StatementTimeout: 20 * time.Second}
+		}
+		return pgtenancy.Limits{}
+	}
 	for _, o := range opts {
 		o(cfg)
 	}
@@ -184,14 +237,14 @@ func (h *torture) run(t *testing.T, opts ...option) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	role := func(ctx context.Context, _ pgtenancy.Tenant, rnd *rand.Rand) error {
-		_, err := p.Exec(ctx, "select set_config('role', 'torture_other', $1)", rnd.IntN(2) == 0)
-		return err
+	hc.Admin, hc.Tenants = h.url.String(), h.tenants
+	if !slices.Contains(hc.Without, hammer.Settings) {
+		hc.Ops = []hammer.Op{{Name: "role", Weight: 2, Do: func(ctx context.Context, _ pgtenancy.Tenant, rnd *rand.Rand) error {
+			_, err := p.Exec(ctx, "select set_config('role', 'torture_other', $1)", rnd.IntN(2) == 0)
+			return err
+		}}}
 	}
-	hammer.Run(t, p, hammer.Config{
-		Admin: h.url.String(), Tenants: h.tenants, Duration: tortureTime(),
-		Ops: []hammer.Op{{Name: "role", Weight: 2, Do: role}},
-	})
+	hammer.Run(t, p, hc)
 	p.Close()
 	if err := goleak.Find(before...); err != nil {
 		t.Error(err)
@@ -402,6 +455,20 @@ func findBouncers(t *testing.T) (found []bouncer) {
 	return found
 }
 
+// supervise keeps a program running, as a service manager would, since PgBouncer 1.18 does not survive all of this ("server in bad
+// state"). It reads to the end of the pipe, whose other end is this process's, and then ends the program.
+const supervise = `(
+	trap 'kill -KILL $p; exit' TERM
+	while :; do
+		"$@" & p=$!
+		wait $p
+		echo "` + supervised + `: $?"
+		sleep 0.1
+	done
+) & read -r eof; kill -TERM $!; wait`
+
+const supervised = "ended by itself"
+
 // start starts a PgBouncer in front of server, for users who need no password, and returns its address. It ends with the test, and at the
 // latest with the process.
 func (b bouncer) start(t *testing.T, server string, users ...string) string {
@@ -446,7 +513,7 @@ log_disconnections = 0
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"-c", `"$@" & read -r eof; kill -KILL $!`, "sh", b.program}
+	args := []string{"-c", supervise, "sh", b.program}
 	if os.Geteuid() == 0 { // as whom it refuses to run
 		for _, name := range []string{"postgres", "nobody"} {
 			if _, err := osuser.Lookup(name); err == nil {
@@ -455,7 +522,6 @@ log_disconnections = 0
 			}
 		}
 	}
-	// The shell reads to the end of the pipe, whose other end is this process's, and then ends PgBouncer.
 	sh := exec.Command("/bin/sh", append(args, filepath.Join(dir, "pgbouncer.ini"))...)
 	var log strings.Builder
 	sh.Stdout, sh.Stderr = &log, &log
@@ -472,8 +538,11 @@ log_disconnections = 0
 	})
 	t.Cleanup(func() {
 		stop()
+		said := log.String()
+		if n := strings.Count(said, supervised); n > 0 {
+			t.Logf("PgBouncer %s ended by itself %d times", b.version, n)
+		}
 		if t.Failed() {
-			said := log.String()
 			t.Logf("PgBouncer says:\n%s", said[max(0, len(said)-2000):])
 		}
 	})
