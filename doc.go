@@ -90,6 +90,11 @@
 //   - Qualified names mean what they say: public.users is the shared table for every tenant.
 //   - The simple protocol cannot carry a scope: default_query_exec_mode=simple_protocol is refused, and describe_exec too.
 //   - Large objects belong to no schema and are refused.
-//   - What a user's SQL does to the session through a function, as set_config('role', ..., false), stays on the connection.
-//     Statements that say so openly (SET, LISTEN, ...) are refused.
+//   - What SQL does to the session inside a function or a DO block stays on the connection: settings other than the three that
+//     are set with every statement (search_path, the tenant's, role), temporary tables of SELECT INTO, advisory locks,
+//     lastval. Statements that say so openly (SET, LISTEN, CREATE TEMP TABLE, ...) are refused.
+//   - The schema is checked when a transaction begins. One that is renamed or dropped while the transaction runs makes names that
+//     are used for the first time resolve in the shared schemas.
+//   - Rows count when Rows.Err has returned nil, as with pgx: PgBouncer writes its error into the middle of a row where a server
+//     connection dies. QueryRow and pgx.CollectRows look at it by themselves.
 package pgtenancy

@@ -9,7 +9,8 @@
 //		hammer.Run(t, pool, hammer.Config{Admin: databaseURL})
 //	}
 //
-// The pool's role must be no superuser, whom row level security does not bind. By itself that tests the pool and what lies between it and the server: a pooler, a proxy, settings of a role. Operations
+// The pool's role must be no superuser, whom row level security does not bind. By itself that tests the pool and what lies
+// between it and the server: a pooler, a proxy, settings of a role. Operations
 // of one's own in [Config.Ops] make it test one's own code as well: repositories, an ORM, jobs.
 package hammer
 
