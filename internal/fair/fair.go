@@ -6,7 +6,6 @@
 package fair
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"sync"
@@ -27,9 +26,11 @@ type Queue struct {
 	mu    sync.Mutex
 	free  int
 	keys  map[string]*key // those that have places or waiters
-	turns *list.List      // of *key: those whose first waiter may have a place, the next one first
+	turns list[key]       // those whose first waiter may have a place, the next one first
 	spare *key            // one that has nothing any more, for the next one to come
 	total Stat
+
+	waiters sync.Pool // of *waiter, to be used again with their channels
 }
 
 // Stat is a snapshot of what a key, or all of them, have and had.
@@ -42,21 +43,24 @@ type Stat struct {
 }
 
 type key struct {
+	links[key]
 	name    string
 	limit   Limit
-	waiters list.List // of *waiter, the longest first
-	turn    *list.Element
+	waiters list[waiter] // the longest first
+	inTurns bool
 	stat    Stat
 }
 
 type waiter struct {
-	place chan struct{} // closed when the place is the waiter's
-	since time.Time
+	links[waiter]
+	place   chan struct{} // gets one when the place is the waiter's
+	granted bool          // it has
+	since   time.Time
 }
 
 // New returns a queue for a number of places.
 func New(places int) *Queue {
-	return &Queue{free: places, keys: make(map[string]*key), turns: list.New()}
+	return &Queue{free: places, keys: make(map[string]*key)}
 }
 
 // Acquire waits for a place. It returns ErrBusy at once where the key's queue is full, and ctx's error when ctx ends
@@ -76,21 +80,25 @@ func (q *Queue) Acquire(ctx context.Context, name string, limit Limit) error {
 		q.keys[name] = k
 	}
 	k.limit = limit
-	if q.free > 0 && k.waiters.Len() == 0 && k.mayHave() {
+	if q.free > 0 && k.waiters.len == 0 && k.mayHave() {
 		// No other key waits for a place that it could have, or there would be none free.
 		q.take(k)
 		q.mu.Unlock()
 		return nil
 	}
-	if limit.Waiters < 0 || limit.Waiters > 0 && k.waiters.Len() >= limit.Waiters {
+	if limit.Waiters < 0 || limit.Waiters > 0 && k.waiters.len >= limit.Waiters {
 		k.stat.Refused++
 		q.total.Refused++
 		q.drop(k)
 		q.mu.Unlock()
 		return ErrBusy
 	}
-	w := &waiter{place: make(chan struct{}), since: time.Now()}
-	e := k.waiters.PushBack(w)
+	w, ok := q.waiters.Get().(*waiter)
+	if !ok {
+		w = &waiter{place: make(chan struct{}, 1)}
+	}
+	w.granted, w.since = false, time.Now()
+	k.waiters.pushBack(w)
 	k.stat.Waiting++
 	q.total.Waiting++
 	q.schedule(k)
@@ -98,20 +106,22 @@ func (q *Queue) Acquire(ctx context.Context, name string, limit Limit) error {
 
 	select {
 	case <-w.place:
+		q.waiters.Put(w)
 		return nil
 	case <-ctx.Done():
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	select {
-	case <-w.place: // it was given the place just now
+	if w.granted { // just now
+		<-w.place
 		q.release(k)
-	default:
-		k.waiters.Remove(e)
+	} else {
+		k.waiters.remove(w)
 		q.waited(k, w)
 		q.schedule(k)
 		q.drop(k)
 	}
+	q.waiters.Put(w)
 	return ctx.Err()
 }
 
@@ -128,13 +138,16 @@ func (q *Queue) release(k *key) {
 	q.total.InUse--
 	q.free++
 	q.schedule(k) // it may have been at its limit
-	for q.free > 0 && q.turns.Len() > 0 {
-		next := q.turns.Remove(q.turns.Front()).(*key)
-		next.turn = nil
-		w := next.waiters.Remove(next.waiters.Front()).(*waiter)
+	for q.free > 0 && q.turns.len > 0 {
+		next := q.turns.first
+		q.turns.remove(next)
+		next.inTurns = false
+		w := next.waiters.first
+		next.waiters.remove(w)
 		q.waited(next, w)
 		q.take(next)
-		close(w.place)
+		w.granted = true
+		w.place <- struct{}{}
 		q.schedule(next) // behind the others
 	}
 	q.drop(k)
@@ -159,18 +172,20 @@ func (q *Queue) waited(k *key, w *waiter) {
 
 // schedule gives k a turn where a waiter of it may have a place, and takes it away where none may.
 func (q *Queue) schedule(k *key) {
-	switch may := k.waiters.Len() > 0 && k.mayHave(); {
-	case may && k.turn == nil:
-		k.turn = q.turns.PushBack(k)
-	case !may && k.turn != nil:
-		q.turns.Remove(k.turn)
-		k.turn = nil
+	switch may := k.waiters.len > 0 && k.mayHave(); {
+	case may && !k.inTurns:
+		q.turns.pushBack(k)
+	case !may && k.inTurns:
+		q.turns.remove(k)
+	default:
+		return
 	}
+	k.inTurns = !k.inTurns
 }
 
 // drop forgets a key that has nothing any more, so that the queue does not grow with the keys it has seen.
 func (q *Queue) drop(k *key) {
-	if k.stat.InUse == 0 && k.waiters.Len() == 0 {
+	if k.stat.InUse == 0 && k.waiters.len == 0 {
 		delete(q.keys, k.name)
 		q.spare = k
 	}

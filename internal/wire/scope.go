@@ -77,6 +77,9 @@ type enterStatement struct {
 // statement compares what the path became, and its cast fails where that is not the tenant's schema. concat is STABLE,
 // which keeps the planner from folding the failing cast into a constant.
 //
+// It has one column, since what set_config returns would have to be sent back: the results are joined to something that is
+// never null. The arguments of an operator are evaluated from left to right, and CASE evaluates its conditions in order.
+//
 // The role is always set, also to none: what a tenant's SQL has set for the session stays with that tenant so.
 func newEnterStatement(entry Entry, setting string, mask int, session bool) enterStatement {
 	names := []string{"search_path", setting, "role"}
@@ -101,21 +104,20 @@ func newEnterStatement(entry Entry, setting string, mask int, session bool) ente
 	if session {
 		local = "false"
 	}
-	var b strings.Builder
-	b.WriteString("select ")
 	oids := make([]uint32, len(names)+1)
+	calls := make([]string, len(names))
 	for i, name := range names {
 		oids[i] = pgtype.TextOID
-		if name != "" {
-			fmt.Fprintf(&b, "pg_catalog.set_config(%s, $%d, %s), ", ident.Literal(name), i+1, local)
-		} else {
-			fmt.Fprintf(&b, "$%d::pg_catalog.text, ", i+1)
+		calls[i] = fmt.Sprintf("pg_catalog.set_config(%s, $%d, %s)", ident.Literal(name), i+1, local)
+		if name == "" {
+			calls[i] = fmt.Sprintf("$%d", i+1)
 		}
 	}
 	oids[len(names)] = pgtype.TextOID
-	fmt.Fprintf(&b, "case when pg_catalog.current_schema()::pg_catalog.text operator(pg_catalog.=) $%d then 0 "+
-		"else pg_catalog.concat('no usable schema: ', $%[1]d, ' in ', pg_catalog.current_schemas(false))::pg_catalog.int4 end", len(names)+1)
-	return enterStatement{sql: b.String(), oids: oids}
+	return enterStatement{oids: oids, sql: fmt.Sprintf("select case when %s is null then 1 "+
+		"when pg_catalog.current_schema()::pg_catalog.text operator(pg_catalog.=) $%d then 0 "+
+		"else pg_catalog.concat('no usable schema: ', $%[2]d, ' in ', pg_catalog.current_schemas(false))::pg_catalog.int4 end",
+		"("+strings.Join(calls, " operator(pg_catalog.||) ")+")", len(names)+1)}
 }
 
 // enterOrder is the order in which the function sets the settings: the role last.

@@ -249,10 +249,10 @@ func (c *Conn) send(ctx context.Context, steps []step, r *results) {
 	}
 }
 
-// description returns what enter's statement answers with: a column for each parameter.
+// description returns what enter's statement answers with: one column.
 func (s *stmt) description() *pgconn.StatementDescription {
 	if s.sd == nil {
-		s.sd = &pgconn.StatementDescription{Name: s.name, Fields: make([]pgconn.FieldDescription, len(s.oids))}
+		s.sd = &pgconn.StatementDescription{Name: s.name, Fields: make([]pgconn.FieldDescription, 1)}
 	}
 	return s.sd
 }
