@@ -73,12 +73,12 @@ func (b *bouncer) start(t *testing.T, server *pgx.ConnConfig) string {
 		t.Fatal(err)
 	}
 	address := l.Addr().(*net.TCPAddr)
-	l.Close()
+	_ = l.Close() // PgBouncer takes the port
 	dir, err := os.MkdirTemp("", "pgbouncer")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	ini := fmt.Sprintf(`[databases]
 * = host=%s port=%d
 
@@ -127,7 +127,7 @@ server_round_robin = 1
 		t.Fatal(err)
 	}
 	stop := sync.OnceFunc(func() {
-		alive.Close()
+		_ = alive.Close() // which ends it
 		_ = sh.Wait()
 	})
 	t.Cleanup(func() {
@@ -138,7 +138,7 @@ server_round_robin = 1
 	})
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if conn, err := net.Dial("tcp", address.String()); err == nil {
-			conn.Close()
+			_ = conn.Close() // it was to see that somebody listens
 			return address.String()
 		} else if time.Now().After(deadline) {
 			stop()
