@@ -78,10 +78,18 @@
 //
 // # Poolers
 //
-// On a direct connection, and behind PgBouncer 1.21 or later in transaction mode with max_prepared_statements above 0 (its
-// default since 1.24), nothing needs to be configured. Behind a pooler in transaction mode that does not support prepared
-// statements set default_query_exec_mode=cache_describe or exec in the connection string. Behind any of them set
-// [PoolConfig.Direct] for [Pool.Acquire], and give FleetConfig.Owner a direct connection. [EntryFunction] is for AWS RDS Proxy.
+//	between you and PostgreSQL             how
+//	nothing, PgBouncer in session mode     as it is
+//	PgBouncer in transaction mode, 1.21    PoolConfig.Direct for Acquire; a direct FleetConfig.Owner
+//	or later, max_prepared_statements > 0
+//	(the default since 1.24)
+//	older PgBouncer, other transaction     the same, and default_query_exec_mode=cache_describe, or exec, in the
+//	poolers                                connection string
+//	AWS RDS Proxy                          as the row above, and PoolConfig.Entry = EntryFunction
+//	Citus with row level security          PoolConfig.Entry = EntrySetLocal
+//	statement mode                         does not work
+//
+// PgBouncer is tested in versions 1.18, 1.24.1 and 1.26.1; nothing has been run on RDS Proxy and Citus.
 //
 // # Limits
 //
