@@ -283,14 +283,36 @@ type recorder struct {
 
 func (r *recorder) Errorf(format string, args ...any) { fmt.Fprintf(&r.failures, format+"\n", args...) }
 
-func newPgxPool(t *testing.T, c *pgxpool.Config) *pgxpool.Pool {
+func newPgxPool(t *testing.T, c *pgxpool.Config) pgxPool {
 	t.Helper()
 	p, err := pgxpool.NewWithConfig(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.Close)
-	return p
+	return pgxPool{p}
+}
+
+// pgxPool is a pgxpool.Pool whose batch results may be closed twice. pgx 5.12 touches the connection's caches again where
+// those of a batch that failed are, when the connection may be somebody else's already.
+type pgxPool struct{ *pgxpool.Pool }
+
+func (p pgxPool) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	return &closedOnce{BatchResults: p.Pool.SendBatch(ctx, b)}
+}
+
+type closedOnce struct {
+	pgx.BatchResults
+	closed bool
+	err    error
+}
+
+func (r *closedOnce) Close() error {
+	if !r.closed {
+		r.err = r.BatchResults.Close()
+		r.closed = true // not where a callback panicked: then the connection is still held
+	}
+	return r.err
 }
 
 // setSession sets the tenant of ctx for the session.
@@ -308,7 +330,7 @@ func setSession(ctx context.Context, q interface {
 }
 
 // setThenQuery is what a middleware that sets search_path and a handler that queries come to.
-type setThenQuery struct{ *pgxpool.Pool }
+type setThenQuery struct{ pgxPool }
 
 func (p setThenQuery) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
 	if err := setSession(ctx, p.Pool); err != nil {
@@ -331,7 +353,7 @@ func (p setThenQuery) QueryRow(ctx context.Context, sql string, args ...any) pgx
 
 func (p setThenQuery) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	_ = setSession(ctx, p.Pool)
-	return p.Pool.SendBatch(ctx, b)
+	return p.pgxPool.SendBatch(ctx, b)
 }
 
 func (p setThenQuery) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, src pgx.CopyFromSource) (int64, error) {
