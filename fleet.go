@@ -113,7 +113,6 @@ func Open(ctx context.Context, cfg FleetConfig) (*Fleet, error) {
 		}
 	}
 	f.directory = NewDirectory(pool)
-	pool.check = f.directory.check
 	f.appRole = cfg.AppRole
 	if f.appRole == "" {
 		f.appRole = pool.cfg.Conns.ConnConfig.User

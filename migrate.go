@@ -394,7 +394,7 @@ func (f *Fleet) migrateOne(ctx context.Context, wc *conn, m *migration, t Tenant
 			_ = wc.Rollback(ctx) // a connection on which that fails is closed
 		}
 		if t.id != "" {
-			err = notFound(t, err)
+			err = notFound(err)
 		}
 		return false, m.failed(t.id, i, err)
 	}

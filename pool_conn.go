@@ -52,7 +52,7 @@ func (s *Scope) Acquire(ctx context.Context) (*Conn, error) {
 	c := &Conn{binding: s.binding(), pool: s.pool, conn: l.conn, scope: &ws, lease: l}
 	if err := c.conn.EnterSession(ctx, &ws); err != nil {
 		c.Release() // it may be half set
-		return nil, notFound(s.tenant, err)
+		return nil, notFound(err)
 	}
 	return c, nil
 }

@@ -144,7 +144,7 @@ func (s *Scope) BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error)
 	}
 	sql := wire.BeginSQL(opts)
 	tctx, end := s.pool.trace(ctx, &c.Conn, sql, nil)
-	err = notFound(s.tenant, c.Begin(tctx, &ws, sql))
+	err = notFound(c.Begin(tctx, &ws, sql))
 	end(pgconn.NewCommandTag("BEGIN"), err)
 	if err != nil {
 		c.Release()
@@ -153,10 +153,10 @@ func (s *Scope) BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error)
 	return &tx{pool: s.pool, conn: c.conn, scope: &ws, binding: s.binding(), commitSQL: opts.CommitQuery, release: c.Release}, nil
 }
 
-// notFound tells a missing schema for what it is to the caller.
-func notFound(t Tenant, err error) error {
+// notFound tells a missing schema for what it is to the caller. PostgreSQL's part of the error names the schema.
+func notFound(err error) error {
 	if errors.Is(err, wire.ErrNoSchema) {
-		return fmt.Errorf("%w: %s: %w", ErrTenantNotFound, t.id, err)
+		return fmt.Errorf("%w: %w", ErrTenantNotFound, err)
 	}
 	return err
 }
@@ -190,7 +190,7 @@ func (p *Pool) exec(ctx context.Context, c *conn, ws *wire.Scope, at place, sql 
 		return tag, err
 	}
 	tag, err = c.Exec(ctx, ws, at == single, q)
-	return tag, schemaError(ws, err)
+	return tag, notFound(err)
 }
 
 // rows are those of a statement of a Pool's.
@@ -242,7 +242,7 @@ func (p *Pool) query(ctx context.Context, c *conn, ws *wire.Scope, at place, l l
 			return r, nil
 		}
 	}
-	err = schemaError(ws, err)
+	err = notFound(err)
 	if r.end != nil {
 		r.end(pgconn.CommandTag{}, err)
 	}
@@ -279,17 +279,9 @@ func (p *Pool) sendBatch(ctx context.Context, c *conn, ws *wire.Scope, at place,
 	}
 	results, err := c.Batch(ctx, ws, at == single, b, hooks)
 	if err != nil {
-		return nil, schemaError(ws, err)
+		return nil, notFound(err)
 	}
 	return results, nil
-}
-
-// schemaError is notFound for a scope of which only the wire's form is at hand.
-func schemaError(ws *wire.Scope, err error) error {
-	if errors.Is(err, wire.ErrNoSchema) {
-		return fmt.Errorf("%w: %w", ErrTenantNotFound, err)
-	}
-	return err
 }
 
 // trace tells the tracer of a statement. The function that it returns must be called at its end.
