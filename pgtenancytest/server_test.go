@@ -3,11 +3,13 @@ package pgtenancytest_test
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -116,19 +118,56 @@ func TestStartKeepsServer(t *testing.T) {
 
 func TestStartCanceled(t *testing.T) {
 	installedOnly(t)
-	for _, after := range []time.Duration{0, 100 * time.Millisecond, 500 * time.Millisecond} {
-		t.Run(after.String(), func(t *testing.T) {
+	tests := []struct {
+		name  string
+		file  string // in the server's directory, whose appearance cancels; "" for before it all
+		mayBe bool   // the server may be faster than the cancelling
+	}{
+		{"before", "", false},
+		{"initdb", "PG_VERSION", false}, // the first of a thousand files that initdb writes
+		{"server", "postmaster.pid", true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
 			dir := tempDir(t)
-			ctx, cancel := context.WithTimeout(t.Context(), after)
-			defer cancel()
-			if s, err := pgtenancytest.Start(ctx); !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("Start = %v, %v, want context.DeadlineExceeded", s, err)
+			ctx, cancel := context.WithCancel(t.Context())
+			var watcher sync.WaitGroup
+			defer func() { cancel(); watcher.Wait() }()
+			if tt.file == "" {
+				cancel()
+			} else {
+				watcher.Go(func() {
+					defer cancel()
+					for ctx.Err() == nil && !appeared(dir, tt.file) {
+						time.Sleep(time.Millisecond)
+					}
+				})
+			}
+			s, err := pgtenancytest.Start(ctx)
+			switch {
+			case err == nil && tt.mayBe:
+				s.Close()
+			case !errors.Is(err, context.Canceled):
+				t.Errorf("Start = %v, %v, want context.Canceled", s, err)
 			}
 			if left := leftovers(t, dir); len(left) != 0 {
 				t.Errorf("left behind: %v", left)
 			}
 		})
 	}
+}
+
+// appeared reports whether there is a file of that name below dir.
+func appeared(dir, name string) bool {
+	found := false
+	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err == nil && e.Name() == name {
+			found = true
+			return filepath.SkipAll
+		}
+		return nil // what goes away meanwhile is not what is looked for
+	})
+	return found
 }
 
 func TestStartWrongPostgresBin(t *testing.T) {
