@@ -67,6 +67,22 @@ func (c *recordedConn) Write(p []byte) (int, error) {
 // messages returns the SQL that was sent for parsing or as a simple query, and "sync" where a pipeline ended.
 func (r *sentSQL) messages(t *testing.T) (all []string) {
 	t.Helper()
+	r.each(t, func(msg pgproto3.FrontendMessage) {
+		switch msg := msg.(type) {
+		case *pgproto3.Parse:
+			all = append(all, msg.Query)
+		case *pgproto3.Query:
+			all = append(all, msg.String, "sync")
+		case *pgproto3.Sync:
+			all = append(all, "sync")
+		}
+	})
+	return all
+}
+
+// each calls f for all messages that were sent, a connection after the other.
+func (r *sentSQL) each(t *testing.T, f func(pgproto3.FrontendMessage)) {
+	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, b := range r.sent {
@@ -82,17 +98,9 @@ func (r *sentSQL) messages(t *testing.T) (all []string) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			switch msg := msg.(type) {
-			case *pgproto3.Parse:
-				all = append(all, msg.Query)
-			case *pgproto3.Query:
-				all = append(all, msg.String, "sync")
-			case *pgproto3.Sync:
-				all = append(all, "sync")
-			}
+			f(msg)
 		}
 	}
-	return all
 }
 
 // everything uses all of a pool but Acquire, for two tenants in turn.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -93,7 +94,7 @@ type conns struct {
 }
 
 // startRoleSQL returns the role that ALTER ROLE and ALTER DATABASE make a session start with.
-const startRoleSQL = `select coalesce((
+const startRoleSQL = `coalesce((
 	select substr(c, 6)
 	from pg_catalog.pg_db_role_setting s cross join unnest(s.setconfig) c
 	where c like 'role=%'
@@ -116,15 +117,17 @@ func newConns(ctx context.Context, cfg *pgxpool.Config, shared *wire.Shared, poo
 				return err
 			}
 		}
-		sql := "select pg_catalog.current_setting('role')"
+		role := "pg_catalog.current_setting('role')"
 		if pooler {
-			sql = startRoleSQL
+			role = startRoleSQL
 		}
-		result := c.PgConn().ExecParams(ctx, sql, nil, nil, nil, nil).Read()
+		result := c.PgConn().ExecParams(ctx, "select "+role+", pg_catalog.pg_backend_pid()", nil, nil, nil, nil).Read()
 		if result.Err != nil {
 			return result.Err
 		}
-		c.PgConn().CustomData()[customData] = &conn{Conn: *wire.NewConn(c, shared, string(result.Rows[0][0]))}
+		// A pooler makes up the process that it says the connection has.
+		direct := !pooler && string(result.Rows[0][1]) == strconv.FormatUint(uint64(c.PgConn().PID()), 10)
+		c.PgConn().CustomData()[customData] = &conn{Conn: *wire.NewConn(c, shared, string(result.Rows[0][0]), direct)}
 		return nil
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)

@@ -1,15 +1,18 @@
 package pgtenancy_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/pgtenancy/pgtenancy"
 )
@@ -219,4 +222,69 @@ func TestTracers(t *testing.T) {
 			}
 		}
 	})
+}
+
+// otherPID makes a connection say that its backend is another process, as poolers do.
+type otherPID struct{ net.Conn }
+
+func (c otherPID) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if at := bytes.Index(b[:n], []byte{'K', 0, 0, 0, 12}); at >= 0 && at+9 <= n {
+		b[at+8] ^= 0xff
+	}
+	return n, err
+}
+
+// Rows of a prepared statement are described again where a pooler may have prepared it on another server meanwhile, and only
+// there.
+func TestDescribe(t *testing.T) {
+	t.Parallel()
+	needsDirect(t)
+	tests := []struct {
+		name string
+		opt  option
+		want int // messages that ask for a description, in 5 queries
+	}{
+		{"direct", func(*pgtenancy.PoolConfig) {}, 0},
+		{"with a way past a pooler", func(c *pgtenancy.PoolConfig) { c.Direct = c.Conns.Copy() }, 5},
+		{"a pooler that nobody told of", func(c *pgtenancy.PoolConfig) {
+			dial := c.Conns.ConnConfig.DialFunc
+			c.Conns.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				conn, err := dial(ctx, network, addr)
+				return otherPID{conn}, err
+			}
+		}, 5},
+		{"a proxy", func(c *pgtenancy.PoolConfig) { c.Entry = pgtenancy.EntryFunction }, 10}, // enter is described too
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			db := newDB(t)
+			db.installEnter(t)
+			var sent sentSQL
+			p := db.pool(t, maxConns(1), tt.opt, sent.option)
+			query := func() {
+				checkWhose(t, p, as(t, db.acme), db.acme)
+			}
+			for range 3 {
+				query()
+			}
+			before := sent.describes(t)
+			for range 5 {
+				query()
+			}
+			checkEqual(t, "descriptions asked for", sent.describes(t)-before, tt.want)
+		})
+	}
+}
+
+// describes counts the messages that asked for the description of a result.
+func (r *sentSQL) describes(t *testing.T) (n int) {
+	t.Helper()
+	r.each(t, func(msg pgproto3.FrontendMessage) {
+		if d, ok := msg.(*pgproto3.Describe); ok && d.ObjectType == 'P' {
+			n++
+		}
+	})
+	return n
 }

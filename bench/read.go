@@ -91,9 +91,24 @@ func readOne(ctx context.Context, read read, t *tenant, table, i int) error {
 // contender is a strategy that takes part in the rounds.
 type contender struct {
 	strategy
-	read    read
 	err     error // why it takes no part
 	samples []sample
+}
+
+// round opens the strategy, warms it up and measures it, and closes it: no other one has a connection meanwhile, which every
+// snapshot on the server would pay for.
+func (c *contender) round(ctx context.Context, o *options, db *database, l load) (s sample, err error) {
+	read, closeRead, err := c.open(ctx, db, o.conns)
+	if err != nil {
+		return sample{}, err
+	}
+	defer closeRead()
+	warm := l
+	warm.time = o.warm
+	if _, err := measure(ctx, db, read, warm); err != nil {
+		return sample{}, err
+	}
+	return measure(ctx, db, read, l)
 }
 
 // compareReads measures all strategies in rounds. Each round takes all of them, in another order, so that whatever disturbs the
@@ -102,37 +117,24 @@ func compareReads(ctx context.Context, o *options, out, raw io.Writer, db *datab
 	var table, rawLines strings.Builder
 	var all []*contender
 	for _, s := range o.strategies {
-		c := &contender{strategy: s}
-		read, closeRead, err := s.open(ctx, db, o.conns)
-		switch {
-		case errors.Is(err, errSkipped):
-			c.err = err
-		case err != nil:
-			return fmt.Errorf("%s: %w", s.key, err)
-		default:
-			defer closeRead()
-			c.read = read
-		}
-		all = append(all, c)
+		all = append(all, &contender{strategy: s})
 	}
 	r := rand.New(rand.NewPCG(o.seed, 0))
 	order := slices.Clone(all)
-	for round := range o.rounds + 1 {
+	for range o.rounds {
 		l := load{goroutines: o.goroutines, choose: choosers[choice], seed: r.Uint64(), time: o.round}
-		if round == 0 {
-			l.time = o.warm
-		}
 		r.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 		for _, c := range order {
 			if c.err != nil {
 				continue
 			}
-			s, err := measure(ctx, db, c.read, l)
-			if err != nil {
-				return fmt.Errorf("%s, %s, %s: %w", where, choice, c.key, err)
-			}
-			if round == 0 {
+			s, err := c.round(ctx, o, db, l)
+			switch {
+			case errors.Is(err, errSkipped):
+				c.err = err
 				continue
+			case err != nil:
+				return fmt.Errorf("%s, %s, %s: %w", where, choice, c.key, err)
 			}
 			c.samples = append(c.samples, s)
 			ops := max(1, s.ops)

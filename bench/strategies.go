@@ -185,9 +185,9 @@ func openPrepareConn(ctx context.Context, db *database, conns int) (read, func()
 // openPools keeps a pool for each of the 100 tenants used last: PostgreSQL takes no more connections than that unless told,
 // and each of them is a process.
 func openPools(_ context.Context, db *database, conns int) (read, func(), error) {
-	const limit, others = 100, 10 // the other strategies are connected at the same time
-	if most := min(limit, len(db.tenants)) + others*conns; most > db.max {
-		return nil, nil, fmt.Errorf("%w: the server takes %d connections, and all strategies together may need %d", errSkipped, db.max, most)
+	const limit = 100
+	if most := min(limit, len(db.tenants)) + conns; most > db.max {
+		return nil, nil, fmt.Errorf("%w: the server takes %d connections, and this may need %d", errSkipped, db.max, most)
 	}
 	pools := &pools{limit: limit, of: make(map[*tenant]*list.Element), order: list.New(), db: db}
 	return func(ctx context.Context, t *tenant, table, id int) (name string, err error) {

@@ -12,6 +12,7 @@ type Step struct {
 	Scope *Scope
 	SQL   string
 	Args  []any
+	Keep  bool // prepared on the server, for a statement that comes again and again
 }
 
 // Run sends the steps as one pipeline, one statement a message, and returns the command tags of those that succeeded.
@@ -31,7 +32,12 @@ func (c *Conn) Run(ctx context.Context, run []Step) (tags []pgconn.CommandTag, e
 		if err := eqb.Build(c.types, nil, s.Args); err != nil {
 			return nil, c.unsent(steps, err)
 		}
-		steps = append(steps, step{parse: s.SQL, values: eqb.ParamValues, formats: eqb.ParamFormats})
+		st := step{parse: s.SQL}
+		if s.Keep {
+			st = c.statement(stmtKey{sql: s.SQL}, c.shared.mode, nil, true)
+		}
+		st.values, st.formats = eqb.ParamValues, eqb.ParamFormats
+		steps = append(steps, st)
 	}
 	outer := c.TxStatus() == 'I'
 	var r results

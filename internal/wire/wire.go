@@ -11,7 +11,8 @@
 //
 // Parameters are encoded by a description of the statement that is cached in the process. It only encodes: Parse always
 // declares the types that encoded the values, and rows are decoded by the description that the server sends in the same
-// pipeline. A stale description costs a retry or an error, never a wrong value.
+// pipeline, or on a connection that is known to be direct has sent when it prepared the statement, whose result cannot
+// change from then on. A stale description costs a retry or an error, never a wrong value.
 package wire
 
 import (
@@ -99,6 +100,7 @@ type Conn struct {
 	types  *pgtype.Map
 	shared *Shared
 	role   []byte
+	direct bool
 	eqb    pgx.ExtendedQueryBuilder
 	batch  pgconn.Batch // of the last pipeline; here to spare an allocation
 
@@ -130,10 +132,12 @@ type stmt struct {
 }
 
 // NewConn returns the Conn of conn. There must be one only, which knows what the server has. role is that of scopes that
-// name none, "none" for the one that the connection has logged in as.
-func NewConn(conn *pgx.Conn, shared *Shared, role string) *Conn {
+// name none, "none" for the one that the connection has logged in as. direct says that it is one backend's for as long as
+// it lasts, with nothing in between that prepares statements on other backends.
+func NewConn(conn *pgx.Conn, shared *Shared, role string, direct bool) *Conn {
 	return &Conn{
 		conn: conn, pg: conn.PgConn(), types: conn.TypeMap(), shared: shared, role: []byte(role),
+		direct:   direct && shared.entry != EntryFunction, // which is for AWS RDS Proxy, whatever that says of processes
 		prepared: lru.New[stmtKey, *stmt](shared.statements),
 		seen:     lru.New[stmtKey, struct{}](shared.statements),
 	}
@@ -221,6 +225,10 @@ func (c *Conn) send(ctx context.Context, steps []step, r *results) {
 				c.batch.ExecParams(s.parse, s.values, s.oids, s.formats, s.resultFormats)
 			case s.enter:
 				c.batch.ExecStatement(s.stmt.description(), s.values, s.formats, s.resultFormats)
+			case c.direct && s.stmt.sd != nil:
+				// PostgreSQL refuses to run a prepared statement whose result has other columns than when it was prepared (0A000), so
+				// that it need not be described again. A pooler may have prepared it again elsewhere.
+				c.batch.ExecStatement(s.stmt.sd, s.values, s.formats, s.resultFormats)
 			default:
 				c.batch.ExecPrepared(s.stmt.name, s.values, s.formats, s.resultFormats)
 			}
@@ -276,6 +284,8 @@ func (r *results) next() (*pgconn.ResultReader, error) {
 		}
 		switch result := result.(type) {
 		case *pgconn.StatementDescription:
+			result.Name = r.parsed[0].name // which a pipeline does not fill in
+			r.parsed[0].sd = result
 			r.parsed = r.parsed[1:]
 		case *pgconn.ResultReader:
 			return result, nil
