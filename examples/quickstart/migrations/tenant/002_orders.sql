@@ -1,5 +1,6 @@
 -- Who buys, and what became of it.
 
+-- pgtenancy:allow type-in-tenant a tenant may have a state of its own
 create type order_status as enum ('open', 'paid', 'shipped', 'cancelled');
 
 create table customers (
