@@ -2,16 +2,10 @@ package pgtenancy
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
-
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/pgtenancy/pgtenancy/internal/lru"
 )
@@ -25,214 +19,370 @@ type Directory interface {
 	Lookup(ctx context.Context, k Key) (Tenant, error)
 }
 
-// How long and how many tenants a CachedDirectory remembers. Its documentation tells them.
-const (
-	directoryTTL      = time.Minute
-	directoryMissTTL  = 5 * time.Second
-	directoryCapacity = 10_000
-	lookupTimeout     = 5 * time.Second
-)
+// DirectoryConfig says how long and how much a CachedDirectory remembers. In each field 0 is the default.
+type DirectoryConfig struct {
+	// TTL is how long a tenant is remembered. Defaults to a minute.
+	TTL time.Duration
 
-// CachedDirectory is a Directory that reads the registry of a Fleet and remembers what it read. NewDirectory makes one. It is
-// safe for concurrent use.
+	// NegativeTTL is how long it is remembered that there is no tenant, or only one that is being provisioned or was deleted.
+	// Defaults to 5 seconds.
+	NegativeTTL time.Duration
+
+	// Capacity is how many tenants are remembered, as many domains and, apart from these, as many keys without a tenant, so
+	// that no scan of unknown names can push out a tenant. Beyond it, what was not asked for the longest is forgotten. Defaults
+	// to 10,000.
+	Capacity int
+
+	// StaleFor is for how long after TTL a tenant is still returned while the registry cannot be read: no connection can be had,
+	// none answers within a second, or the server is shutting down, starting or out of resources. The database is asked again
+	// once a second then, and nobody waits for that. Any other failure, such as a missing right, is returned as ever, and so is
+	// that of a key of which nothing is known.
+	//
+	// It trades being right for being there: a tenant that was suspended, deleted or given another schema meanwhile is returned
+	// as it was, for TTL and StaleFor together at most. One that was known to be suspended or deleted stays refused.
+	//
+	// Defaults to 0: no tenant is returned after its TTL.
+	StaleFor time.Duration
+}
+
+// withDefaults checks cfg, which is the value of the field, and fills in its defaults.
+func (cfg DirectoryConfig) withDefaults(field string) (DirectoryConfig, error) {
+	for _, d := range []struct {
+		name      string
+		value     *time.Duration
+		otherwise time.Duration
+	}{{"TTL", &cfg.TTL, time.Minute}, {"NegativeTTL", &cfg.NegativeTTL, 5 * time.Second}, {"StaleFor", &cfg.StaleFor, 0}} {
+		if *d.value < 0 {
+			return cfg, invalid(field+"."+d.name, d.value.String(), "must not be negative")
+		}
+		if *d.value == 0 {
+			*d.value = d.otherwise
+		}
+	}
+	if cfg.Capacity < 0 {
+		return cfg, invalid(field+".Capacity", strconv.Itoa(cfg.Capacity), "must not be negative")
+	}
+	if cfg.Capacity == 0 {
+		cfg.Capacity = 10_000
+	}
+	return cfg, nil
+}
+
+// CachedDirectory is a Directory that reads the registry of a Fleet and remembers what it read. A Fleet has one, NewDirectory
+// and NewDirectoryWithConfig make others. It is safe for concurrent use.
 //
-// It remembers a tenant for up to a minute, and for up to 5 seconds that there is none: for that long it may return what
-// another process has changed meanwhile. It remembers up to 10,000 tenants, 10,000 domains and, apart from these, 10,000
-// keys without a tenant, so that no scan of unknown names can push out a tenant. Beyond these it forgets what was not asked
-// for the longest.
+// It hears of changes: the control plane sends a notification on the channel pgtenancy with each, the ID of a tenant or ""
+// for all, and what is remembered is forgotten at once. For that it keeps one connection of its own, past the pool, made as
+// PoolConfig.Direct says, or Conns where that is nil, with their BeforeConnect but none of the hooks of pooled connections. The
+// first Lookup of something unknown starts it, the pool's Close ends it, and pg_stat_activity shows it by its query, "listen
+// pgtenancy". It is asked every 30 seconds whether it is still there. Where it is lost, another one is made, after 100
+// milliseconds at first and up to 30 seconds when that fails again and again; then everything is forgotten, since what was
+// sent meanwhile is lost. LISTEN and NOTIFY need no right in PostgreSQL: whoever may connect can make a directory forget, and
+// so read again, but nothing else.
 //
-// What is asked for by many callers at once is read once. That takes at most 5 seconds and does not end with the context of
-// one of the callers; each caller waits as long as its own context lasts. A failure is told to those who wait for it and
-// not remembered.
+// Where it does not listen, what it returns may be what somebody else has changed up to DirectoryConfig.TTL ago. So it is
+// until the connection is made, and for good behind a transaction pooler with no Direct: LISTEN would stay on a connection
+// that belongs to others. That there is a pooler is seen by EntryFunction, by a DefaultQueryExecMode that is for poolers, and
+// by a server process that is not the one that the connection was told of. To listen there, set Direct, to the same as
+// Conns where the pooler keeps sessions. DirectoryStat.ListenErr says why a directory does not listen.
+//
+// What is asked for by many callers at once is read once, and many keys are read by one query. That takes at most 5 seconds
+// and does not end with the context of one of the callers; each caller waits as long as its own context lasts. A failure is
+// told to those who wait for it and not remembered.
+//
+// No scan of unknown names can flood the database: a directory has 4 queries under way at most, each for up to 1,000 keys, and
+// after 100 of them that were asked for a key without a tenant it sends 100 a second. Callers that ask for something that was
+// never seen wait for their turn then. Those whose tenant is remembered do not, nor those who ask for it again after its TTL.
 type CachedDirectory struct {
-	// query reads from the registry, past the cache. Where it has no such tenant, the error is ErrTenantNotFound. It returns
-	// tenants of all states without an error.
-	query   func(context.Context, Key) (Tenant, error)
-	flights singleflight.Group
+	cfg   DirectoryConfig
+	query registryQuery
 
-	mu      sync.Mutex
-	tenants *lru.Cache[string, *knownTenant] // by ID, whatever their state
-	domains *lru.Cache[string, knownDomain]
-	missing *lru.Cache[Key, miss]
-	flying  map[*flight]struct{}
-	forgets uint64 // counts calls of forget
+	mu       sync.Mutex
+	listener *listener                        // that was not started yet; nil where it was, or there is none
+	tenants  *lru.Cache[string, *knownTenant] // by ID, whatever their state
+	domains  *lru.Cache[string, knownDomain]
+	missing  *lru.Cache[Key, miss]
+	forgets  uint64 // counts calls of forget and forgetAll
+	dropped  uint64 // forgets as it was after the last forgetAll
+	reads    reads
+	flying   map[*flight]struct{}
+	failing  bool          // the registry could not be read the last time
+	retry    time.Time     // when it is tried again, where what is stale is returned meanwhile
+	stat     DirectoryStat // without what Stat fills in
 }
 
 var _ Directory = (*CachedDirectory)(nil)
 
+// How a directory that may return what is stale does it.
+const (
+	staleWait  = time.Second // for the registry, before what is stale is returned instead
+	staleRetry = time.Second // from a failure to the next attempt
+)
+
 // knownTenant is what is remembered of a tenant.
 type knownTenant struct {
-	tenant  Tenant
-	expires time.Time
-	gone    bool // no longer in tenants, and so no longer in domains that refer to it
+	tenant Tenant
+	since
+	gone bool // no longer in tenants, and so no longer in domains that refer to it
 }
 
 // knownDomain is a domain and the tenant that it was found to belong to.
 type knownDomain struct {
-	of      *knownTenant
-	expires time.Time
+	of *knownTenant
+	since
 }
 
 // miss says that there was no tenant.
-type miss struct {
+type miss struct{ since }
+
+// since says until when something that was read counts.
+type since struct {
 	expires time.Time
-	forgets uint64 // when the reading began
+	forgets uint64 // of the directory, when the reading began
 }
 
-// flight is one reading from the registry.
-type flight struct{ forgotten []string } // IDs that were forgotten while it was under way
+// freshness is what is remembered of a key.
+type freshness int
 
-// NewDirectory returns a Directory for processes that only look tenants up, in the registry that a Fleet keeps in the same
-// database. The pool's role needs USAGE on the schema pgtenancy and SELECT on its tables tenants and domains. Lookup
-// returns ErrRegistryOutdated where these are missing.
-//
-// From then on the pool refuses tenants of which the directory knows that they were suspended or deleted since their
-// handle was made. NewDirectory must therefore be called before other goroutines use the pool. It panics where p is nil.
+const (
+	unknown freshness = iota // nothing
+	expired                  // something that is too old
+	stale                    // something that will do while the registry cannot be read
+	fresh                    // a tenant of whatever state, or that there is none
+)
+
+// DirectoryStat is a snapshot of a CachedDirectory's statistics. The counts are since it was made.
+type DirectoryStat struct {
+	Hits          int64 // lookups that found a tenant in memory, suspended or not
+	NegativeHits  int64 // lookups that found in memory that there is none, or that nobody can have such a key
+	Misses        int64 // lookups that had to wait for the registry
+	Stale         int64 // lookups that got what DirectoryConfig.StaleFor allows; those that waited before are Misses too
+	Queries       int64 // that read the registry, each for one key or many
+	Failures      int64 // queries that failed
+	Evictions     int64 // tenants and domains that were forgotten for want of capacity
+	Listens       int64 // times that it began to listen, and forgot everything
+	Notifications int64 // that were heard
+
+	Tenants  int // that are remembered now, with those that have expired but were not asked for since
+	Domains  int // the same of domains
+	Negative int // the same of keys without a tenant
+
+	Listening bool  // changes are heard of
+	ListenErr error // why not, where an attempt has failed
+}
+
+// Stat returns a snapshot of the directory's statistics.
+func (d *CachedDirectory) Stat() DirectoryStat {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.stat
+	s.Tenants, s.Domains, s.Negative = d.tenants.Len(), d.domains.Len(), d.missing.Len()
+	return s
+}
+
+// NewDirectory is NewDirectoryWithConfig with the defaults.
 func NewDirectory(p *Pool) *CachedDirectory {
-	if p == nil {
-		panic("pgtenancy.NewDirectory: the pool is nil")
-	}
-	shared := p.Shared()
-	d := newDirectory(directoryCapacity, func(ctx context.Context, k Key) (Tenant, error) { return queryTenant(ctx, shared, k) })
-	p.check = d.check
+	d, _ := NewDirectoryWithConfig(p, DirectoryConfig{}) // the defaults break no rule
 	return d
 }
 
-func newDirectory(capacity int, query func(context.Context, Key) (Tenant, error)) *CachedDirectory {
+// NewDirectoryWithConfig returns a Directory for processes that only look tenants up, in the registry that a Fleet keeps in
+// the same database. The pool's role needs USAGE on the schema pgtenancy and SELECT on its tables tenants and domains.
+// Lookup returns ErrRegistryOutdated where these are missing. The error for a field that breaks a rule is an
+// *InvalidError.
+//
+// From then on the pool refuses tenants of which the directory knows that they were suspended or deleted since their
+// handle was made. It must therefore be called before other goroutines use the pool. The directory ends with the pool. It
+// panics where p is nil.
+func NewDirectoryWithConfig(p *Pool, cfg DirectoryConfig) (*CachedDirectory, error) {
+	if p == nil {
+		panic("pgtenancy.NewDirectory: the pool is nil")
+	}
+	cfg, err := cfg.withDefaults("DirectoryConfig")
+	if err != nil {
+		return nil, err
+	}
+	shared := p.Shared()
+	d := newDirectory(cfg, func(ctx context.Context, keys []Key) (map[Key]reading, error) { return queryTenants(ctx, shared, keys) })
+	d.listener, d.stat.ListenErr = newListener(d, p)
+	p.check = d.check
+	return d, nil
+}
+
+// newDirectory returns a directory that does not listen. cfg has its defaults.
+func newDirectory(cfg DirectoryConfig, query registryQuery) *CachedDirectory {
 	return &CachedDirectory{
+		cfg:     cfg,
 		query:   query,
-		tenants: lru.New[string, *knownTenant](capacity),
-		domains: lru.New[string, knownDomain](capacity),
-		missing: lru.New[Key, miss](capacity),
+		tenants: lru.New[string, *knownTenant](cfg.Capacity),
+		domains: lru.New[string, knownDomain](cfg.Capacity),
+		missing: lru.New[Key, miss](cfg.Capacity),
+		reads:   newReads(),
 		flying:  make(map[*flight]struct{}),
 	}
 }
 
 // Lookup returns the tenant of k. See Directory.
 func (d *CachedDirectory) Lookup(ctx context.Context, k Key) (Tenant, error) {
+	now := time.Now()
 	d.mu.Lock()
-	t, found, ok := d.recall(k)
-	flight := d.flightName(k)
-	d.mu.Unlock()
-	if ok {
-		return answer(k, t, found)
-	}
-	if !k.valid() {
-		return answer(k, Tenant{}, false) // not worth a query, nor a place in the cache
-	}
-	select {
-	case r := <-d.flights.DoChan(flight, func() (any, error) { return d.read(ctx, k) }):
-		if r.Err != nil {
-			return Tenant{}, r.Err
-		}
-		t, _ := r.Val.(Tenant)
-		return answer(k, t, t.id != "")
-	case <-ctx.Done():
-		return Tenant{}, fmt.Errorf("pgtenancy: look up %s: %w", k, ctx.Err())
-	}
-}
-
-// flightName returns the name under which callers share the reading of k. It is another one after each forget, so that nobody
-// joins a flight that began before it. The caller holds mu.
-func (d *CachedDirectory) flightName(k Key) string {
-	return strconv.FormatUint(d.forgets, 36) + " " + k.String()
-}
-
-// answer is what Lookup returns for a tenant that was or was not found.
-func answer(k Key, t Tenant, found bool) (Tenant, error) {
+	t, how := d.recall(k, now)
 	switch {
-	case found && t.state == Active:
+	case how == fresh && t.id != "":
+		d.stat.Hits++
+		d.mu.Unlock()
+		return answer(k, t)
+	case how == fresh || !k.valid(): // what nobody can have is not worth a query, nor a place in the cache
+		d.stat.NegativeHits++
+		d.mu.Unlock()
+		return answer(k, Tenant{})
+	case how == stale && d.failing:
+		if !now.Before(d.retry) {
+			d.join(ctx, k, how) // nobody waits for it
+			d.retry = now.Add(lookupTimeout + staleRetry)
+		}
+		d.stat.Stale++
+		d.mu.Unlock()
+		return answer(k, t)
+	}
+	d.stat.Misses++
+	c := d.join(ctx, k, how)
+	d.mu.Unlock()
+
+	var late <-chan time.Time
+	if how == stale {
+		timer := time.NewTimer(staleWait)
+		defer timer.Stop()
+		late = timer.C
+	}
+	for {
+		select {
+		case <-c.done:
+			if c.err == nil {
+				return answer(k, c.tenant)
+			}
+			if unreadable(c.err) {
+				if t, ok := d.recallStale(k); ok {
+					return answer(k, t)
+				}
+			}
+			return Tenant{}, c.err
+		case <-late:
+			d.mu.Lock()
+			d.failed()
+			d.mu.Unlock()
+			if t, ok := d.recallStale(k); ok {
+				d.leave(k, c)
+				return answer(k, t)
+			}
+		case <-ctx.Done():
+			d.leave(k, c)
+			return Tenant{}, fmt.Errorf("pgtenancy: look up %s: %w", k, ctx.Err())
+		}
+	}
+}
+
+// answer is what Lookup returns for the tenant of k, the zero Tenant where there is none.
+func answer(k Key, t Tenant) (Tenant, error) {
+	switch {
+	case t.id != "" && t.state == Active:
 		return t, nil
-	case found && t.state == Suspended:
+	case t.id != "" && t.state == Suspended:
 		return Tenant{}, fmt.Errorf("%w: %s", ErrTenantSuspended, t.id)
 	}
 	return Tenant{}, fmt.Errorf("%w: %s", ErrTenantNotFound, k)
 }
 
-// recall returns what is remembered of k: a tenant of whatever state, or that there is none. ok reports whether anything
-// is. The caller holds mu.
-func (d *CachedDirectory) recall(k Key) (t Tenant, found, ok bool) {
-	now := time.Now()
+// recall returns what is remembered of k: a tenant of whatever state, or the zero Tenant for none. The caller holds mu.
+func (d *CachedDirectory) recall(k Key, now time.Time) (Tenant, freshness) {
 	if m, ok := d.missing.Get(k); ok {
 		// A tenant that was forgotten since then may have been given the domain: nobody says which domains it has now.
-		if now.Before(m.expires) && (k.domain == "" || m.forgets == d.forgets) {
-			return Tenant{}, false, true
+		if d.freshness(m.since, now) == fresh && (k.domain == "" || m.forgets == d.forgets) {
+			return Tenant{}, fresh
 		}
 		d.missing.Delete(k)
 	}
-	id := k.id
+	id, how := k.id, fresh
 	if k.domain != "" {
 		domain, ok := d.domains.Get(k.domain)
 		if !ok {
-			return Tenant{}, false, false
+			return Tenant{}, unknown
 		}
-		if domain.of.gone || !now.Before(domain.expires) {
+		if domain.of.gone {
 			d.domains.Delete(k.domain)
-			return Tenant{}, false, false
+			return Tenant{}, unknown
 		}
-		id = domain.of.tenant.id
+		id, how = domain.of.tenant.id, d.freshness(domain.since, now)
 	}
-	if known, ok := d.tenants.Get(id); ok && now.Before(known.expires) {
-		return known.tenant, true, true
+	known, ok := d.tenants.Get(id)
+	if !ok {
+		return Tenant{}, unknown
 	}
-	return Tenant{}, false, false
+	how = min(how, d.freshness(known.since, now))
+	if how == stale && known.tenant.state == Provisioning {
+		how = expired // it may well be active by now
+	}
+	return known.tenant, how
 }
 
-// read reads k from the registry and remembers the result, unless what it read was forgotten meanwhile. It returns the
-// zero Tenant where there is none.
-func (d *CachedDirectory) read(ctx context.Context, k Key) (Tenant, error) {
-	f := &flight{}
-	d.mu.Lock()
-	if t, _, ok := d.recall(k); ok { // by a flight that landed just now
-		d.mu.Unlock()
-		return t, nil
+// freshness tells for how much that counts which was read then. The caller holds mu.
+func (d *CachedDirectory) freshness(s since, now time.Time) freshness {
+	switch {
+	case now.Before(s.expires) && s.forgets >= d.dropped:
+		return fresh
+	case now.Before(s.expires.Add(d.cfg.StaleFor)) && d.cfg.StaleFor > 0:
+		return stale
 	}
-	d.flying[f] = struct{}{}
-	began, forgets := time.Now(), d.forgets
-	d.mu.Unlock()
+	return expired
+}
 
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookupTimeout)
-	defer cancel()
-	t, err := d.query(ctx, k)
-
+// recallStale returns what may be returned of k because the registry cannot be read.
+func (d *CachedDirectory) recallStale(k Key) (Tenant, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.flying, f)
-	switch {
-	case err == nil:
-		if !f.forgot(t.id) {
-			d.remember(k, t, began)
-		}
-		return t, nil
-	case errors.Is(err, ErrTenantNotFound):
-		if !f.forgot(k.id) {
-			d.missing.Put(k, miss{began.Add(directoryMissTTL), forgets})
-		}
-		return Tenant{}, nil
+	t, how := d.recall(k, time.Now())
+	if how < stale || t.id == "" {
+		return Tenant{}, false
 	}
-	return Tenant{}, fmt.Errorf("pgtenancy: look up %s: %w", k, err)
+	d.stat.Stale++
+	return t, true
 }
 
-func (f *flight) forgot(id string) bool { return slices.Contains(f.forgotten, id) }
+// failed notes that the registry cannot be read. The caller holds mu.
+func (d *CachedDirectory) failed() {
+	d.failing, d.retry = true, time.Now().Add(staleRetry)
+}
 
-// remember stores a tenant that was found. The caller holds mu.
-func (d *CachedDirectory) remember(k Key, t Tenant, read time.Time) {
-	ttl := directoryTTL
-	if t.state != Active && t.state != Suspended {
-		ttl = directoryMissTTL // being provisioned it will soon be active
+// remember stores the tenant of k that was found, or with the zero Tenant that there is none. The caller holds mu.
+func (d *CachedDirectory) remember(k Key, t Tenant, began time.Time, forgets uint64) {
+	read := since{began.Add(d.cfg.NegativeTTL), forgets} // being provisioned it will soon be active
+	if t.state == Active && t.id != "" || t.state == Suspended {
+		read.expires = began.Add(d.cfg.TTL)
+	}
+	if t.id == "" {
+		d.missing.Put(k, miss{read})
+		d.domains.Delete(k.domain)
+		if known, ok := d.tenants.Get(k.id); ok {
+			known.gone = true
+			d.tenants.Delete(k.id)
+		}
+		return
 	}
 	known, ok := d.tenants.Get(t.id)
 	if !ok {
 		known = &knownTenant{}
 		if evicted, full := d.tenants.Put(t.id, known); full {
 			evicted.gone = true
+			d.stat.Evictions++
 		}
 	}
-	known.tenant, known.expires = t, read.Add(ttl)
+	known.tenant, known.since = t, read
 	d.missing.Delete(ByID(t.id))
 	d.missing.Delete(k)
 	if k.domain != "" {
-		d.domains.Put(k.domain, knownDomain{known, known.expires})
+		if _, full := d.domains.Put(k.domain, knownDomain{known, read}); full {
+			d.stat.Evictions++
+		}
 	}
 }
 
@@ -247,9 +397,19 @@ func (d *CachedDirectory) forget(id string) {
 		d.tenants.Delete(id)
 	}
 	d.missing.Delete(ByID(id))
-	// What is being read may be of before the change. It reaches those who asked before it, and nobody else.
 	for f := range d.flying {
-		f.forgotten = append(f.forgotten, id)
+		f.forget(id)
+	}
+}
+
+// forgetAll is forget for all tenants, but that what may be returned as stale still may.
+func (d *CachedDirectory) forgetAll() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.forgets++
+	d.dropped = d.forgets
+	for f := range d.flying {
+		f.forget("")
 	}
 }
 
@@ -258,10 +418,11 @@ func (d *CachedDirectory) peek(id string) (Tenant, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	known, ok := d.tenants.Get(id)
-	if !ok || !time.Now().Before(known.expires) {
+	if !ok {
 		return Tenant{}, false
 	}
-	return known.tenant, true
+	how := d.freshness(known.since, time.Now())
+	return known.tenant, how == fresh || how == stale && d.failing
 }
 
 // check refuses a handle of which it is remembered that its tenant was suspended or deleted since it was made. It is
@@ -271,51 +432,6 @@ func (d *CachedDirectory) check(t Tenant) error {
 	if !ok || known.state != Suspended && known.state != Deleted {
 		return nil
 	}
-	_, err := answer(ByID(t.id), known, true)
+	_, err := answer(ByID(t.id), known)
 	return err
-}
-
-// tenantColumns are what scanTenant wants of pgtenancy.tenants t.
-const tenantColumns = `t.id, t.schema_name, t.role_name, t.state, t.version, t.attributes`
-
-// scanTenant makes a Tenant of a row of tenantColumns.
-func scanTenant(row pgx.CollectableRow) (Tenant, error) {
-	var info TenantInfo
-	var state string
-	err := row.Scan(&info.ID, &info.Schema, &info.Role, &state, &info.Version, &info.Attributes)
-	if err != nil {
-		return Tenant{}, err
-	}
-	if info.State, err = parseState(state); err != nil {
-		return Tenant{}, err
-	}
-	t, err := NewTenant(info)
-	if err != nil {
-		// Not wrapped: an *InvalidError would blame the caller's input.
-		return Tenant{}, fmt.Errorf("pgtenancy: the registry's row of tenant %q: %s", info.ID, err.Error())
-	}
-	return t, nil
-}
-
-// queryTenant reads one tenant from the registry. The error is ErrTenantNotFound where there is no row.
-func queryTenant(ctx context.Context, s *Scope, k Key) (Tenant, error) {
-	sql, arg := `select `+tenantColumns+` from pgtenancy.tenants t where t.id = $1`, k.id
-	if k.domain != "" {
-		sql, arg = `select `+tenantColumns+` from pgtenancy.domains d join pgtenancy.tenants t on t.id = d.tenant_id
-			where d.domain = $1`, k.domain
-	}
-	rows, _ := s.Query(ctx, sql, arg) // the error is in rows
-	t, err := pgx.CollectExactlyOneRow(rows, scanTenant)
-	var pgErr *pgconn.PgError
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return Tenant{}, ErrTenantNotFound
-	case errors.Is(err, ErrTenantNotFound) && errors.As(err, &pgErr):
-		// What the pool says where a shared schema is missing. Of it only PostgreSQL's part is passed on, or every tenant would
-		// seem not to exist.
-		return Tenant{}, fmt.Errorf("no usable shared schema: %w", pgErr)
-	case isCode(err, "42P01", "3F000", "42703"): // undefined_table, invalid_schema_name, undefined_column
-		return Tenant{}, fmt.Errorf("%w: %w", ErrRegistryOutdated, err)
-	}
-	return t, err
 }

@@ -3,6 +3,9 @@ package pgtenancy_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -105,6 +108,23 @@ func (db *directoryDB) exec(t *testing.T, sql string) {
 	}
 }
 
+// listening returns a directory that hears of changes already, and so forgets no more than it is told to.
+func (db *directoryDB) listening(t *testing.T) *pgtenancy.CachedDirectory {
+	t.Helper()
+	dir := pgtenancy.NewDirectory(db.pool)
+	db.listen(t, dir)
+	return dir
+}
+
+func (db *directoryDB) listen(t *testing.T, dir *pgtenancy.CachedDirectory) {
+	t.Helper()
+	if _, err := dir.Lookup(t.Context(), pgtenancy.ByID("starts-it")); !errors.Is(err, pgtenancy.ErrTenantNotFound) {
+		t.Fatal(err)
+	}
+	await(t, "the start of listening", func() bool { return dir.Stat().Listening })
+	db.queries.n.Store(0)
+}
+
 func TestDirectory(t *testing.T) {
 	t.Parallel()
 	acme := &pgtenancy.TenantInfo{ID: "acme", Schema: "tenant_acme", Version: 7, Attributes: map[string]string{"plan": "gold", "region": "eu"}}
@@ -132,8 +152,7 @@ func TestDirectory(t *testing.T) {
 	}
 	db := newDirectoryDB(t, directoryTables)
 	for _, tt := range tests {
-		dir := pgtenancy.NewDirectory(db.pool)
-		db.queries.n.Store(0)
+		dir := db.listening(t)
 		var want pgtenancy.Tenant
 		if tt.want != nil {
 			var err error
@@ -224,7 +243,7 @@ func TestDirectoryWithFewRights(t *testing.T) {
 func TestDirectorySingleFlight(t *testing.T) {
 	t.Parallel()
 	db := newDirectoryDB(t, directoryTables)
-	dir := pgtenancy.NewDirectory(db.pool)
+	dir := db.listening(t)
 	lock, err := db.admin.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -265,7 +284,7 @@ func TestDirectorySingleFlight(t *testing.T) {
 func TestDirectoryMakesPoolRefuse(t *testing.T) {
 	t.Parallel()
 	db := newDirectoryDB(t, directoryTables+"create schema tenant_acme")
-	dir := pgtenancy.NewDirectory(db.pool)
+	dir := db.listening(t)
 	handle, err := dir.Lookup(t.Context(), pgtenancy.ByID("acme"))
 	if err != nil {
 		t.Fatal(err)
@@ -279,6 +298,128 @@ func TestDirectoryMakesPoolRefuse(t *testing.T) {
 	}
 	if _, err := db.pool.For(handle).Exec(t.Context(), "select"); !errors.Is(err, pgtenancy.ErrTenantSuspended) {
 		t.Errorf("the pool took the handle of a tenant that is known to be suspended: %v", err)
+	}
+}
+
+// One row that makes no tenant does not keep others from being found that are read with it.
+func TestDirectoryReadsManyAtOnce(t *testing.T) {
+	t.Parallel()
+	db := newDirectoryDB(t, directoryTables)
+	dir := db.listening(t)
+	lock, err := db.admin.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lock.Exec(t.Context(), "lock table pgtenancy.tenants"); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	lookup := func(k pgtenancy.Key, id string, want error) {
+		wg.Go(func() {
+			got, err := dir.Lookup(t.Context(), k)
+			var invalid *pgtenancy.InvalidError
+			if got.ID() != id || want != nil && !errors.Is(err, want) || (err == nil) != (id != "") || errors.As(err, &invalid) {
+				t.Errorf("Lookup(%v) = %v, %v, want %q, %v", k, got, err, id, want)
+			}
+		})
+	}
+	for i := range int64(4) { // as many as there may be at a time: the others wait for these
+		lookup(pgtenancy.ByID(fmt.Sprint("blocks", i)), "", pgtenancy.ErrTenantNotFound)
+		await(t, "the query", func() bool { return db.queries.n.Load() == i+1 })
+	}
+	lookup(pgtenancy.ByID("acme"), "acme", nil)
+	lookup(pgtenancy.ByDomain("shop.acme.example"), "acme", nil)
+	lookup(pgtenancy.ByID("globex"), "globex", nil)
+	lookup(pgtenancy.ByID("late"), "", pgtenancy.ErrTenantSuspended)
+	lookup(pgtenancy.ByDomain("dead.example"), "", pgtenancy.ErrTenantNotFound)
+	lookup(pgtenancy.ByDomain("nobody.example"), "", pgtenancy.ErrTenantNotFound)
+	lookup(pgtenancy.ByID("broken"), "", nil)
+	lookup(pgtenancy.ByDomain("broken.example"), "", nil)
+	lookup(pgtenancy.ByID("odd"), "", nil)
+	lookup(pgtenancy.ByID("listed"), "", nil)
+	await(t, "the lookups", func() bool { return dir.Stat().Misses == 1+4+10 }) // and by the helper
+	if err := lock.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	if n := db.queries.n.Load(); n > 8 { // each of the four that land may let one go, before the last of them has
+		t.Errorf("%d queries for 14 keys", n)
+	}
+}
+
+// What a scan of random names costs the database is bounded by time, however many names there are, and tenants are found
+// all the while.
+func TestDirectoryScan(t *testing.T) {
+	t.Parallel()
+	names, scanners := int64(100_000), 2000
+	if testing.Short() {
+		names = 20_000
+	}
+	db := newDirectoryDB(t, directoryTables)
+	dir := db.listening(t)
+	began := time.Now()
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range scanners {
+		wg.Go(func() {
+			for next.Add(1) <= names && !t.Failed() {
+				name := strconv.FormatUint(rand.Uint64(), 36)
+				k := pgtenancy.ByID(name)
+				if rand.IntN(2) == 0 {
+					k = pgtenancy.ByDomain(name + ".example")
+				}
+				if _, err := dir.Lookup(t.Context(), k); !errors.Is(err, pgtenancy.ErrTenantNotFound) {
+					t.Errorf("Lookup(%v): %v", k, err)
+				}
+			}
+		})
+	}
+	scanned := make(chan struct{})
+	go func() { wg.Wait(); close(scanned) }()
+	for done := false; !done; {
+		select {
+		case <-scanned:
+			done = true
+		case <-time.After(10 * time.Millisecond):
+		}
+		for _, k := range []pgtenancy.Key{pgtenancy.ByID("acme"), pgtenancy.ByID("globex"), pgtenancy.ByDomain("shop.acme.example")} {
+			if _, err := dir.Lookup(t.Context(), k); err != nil {
+				t.Errorf("Lookup(%v): %v", k, err)
+			}
+		}
+	}
+	took, queries := time.Since(began), db.queries.n.Load()
+	// A hundred to begin with and then a hundred a second, four under way, and three keys that are read again each minute.
+	if most := 100 + int64(took/(10*time.Millisecond)) + 4 + 3*int64(took/time.Minute+1); queries > most {
+		t.Errorf("%d queries in %v, want %d at most", queries, took, most)
+	}
+	s := dir.Stat()
+	if s.Queries != queries+1 || s.Negative > 10_000 || s.Tenants != 2 || s.Domains != 1 || s.Failures != 0 { // 1 of the helper's
+		t.Errorf("stat is %+v, %d queries", s, queries)
+	}
+	t.Logf("%d names in %v: %d queries", names, took, queries)
+}
+
+func TestDirectoryConfigInvalid(t *testing.T) {
+	t.Parallel()
+	db := newDirectoryDB(t, "")
+	tests := []struct {
+		field string
+		cfg   pgtenancy.DirectoryConfig
+	}{
+		{"TTL", pgtenancy.DirectoryConfig{TTL: -1}},
+		{"NegativeTTL", pgtenancy.DirectoryConfig{NegativeTTL: -time.Second}},
+		{"Capacity", pgtenancy.DirectoryConfig{Capacity: -1}},
+		{"StaleFor", pgtenancy.DirectoryConfig{StaleFor: -time.Hour}},
+	}
+	for _, tt := range tests {
+		d, err := pgtenancy.NewDirectoryWithConfig(db.pool, tt.cfg)
+		if d != nil {
+			t.Errorf("%s: there is a directory", tt.field)
+		}
+		checkInvalid(t, "NewDirectoryWithConfig", err, "DirectoryConfig."+tt.field)
+		_, err = pgtenancy.Open(t.Context(), pgtenancy.FleetConfig{PoolConfig: *db.pool.Config(), Directory: tt.cfg})
+		checkInvalid(t, "Open", err, "FleetConfig.Directory."+tt.field)
 	}
 }
 

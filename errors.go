@@ -38,6 +38,18 @@ var (
 	// was sent.
 	ErrStatementRefused = errors.New("pgtenancy: statement refused")
 
+	// ErrMigrationChanged is returned by Fleet.Migrate and Fleet.MigrateDown, in a *MigrateError, for a migration that is not
+	// what ran any more: its text was changed, or it is gone. Where that is right, Fleet.Baseline accepts it.
+	ErrMigrationChanged = errors.New("pgtenancy: migration was changed after it ran")
+
+	// ErrOutOfOrder is returned by Fleet.Migrate, in a *MigrateError, for a migration that has not run and comes before one that
+	// has.
+	ErrOutOfOrder = errors.New("pgtenancy: migration is out of order")
+
+	// ErrMigrateStopped is returned by Fleet.Migrate, in a *MigrateError, when it went no further after failures: see the
+	// fields of MigrateOpts.
+	ErrMigrateStopped = errors.New("pgtenancy: migrate was stopped")
+
 	// ErrRegistryOutdated is returned by the methods of Fleet and CachedDirectory when the registry in the database is missing
 	// or is of a version that this version of the library cannot work with, and by Open when it is too new for it.
 	// Fleet.Migrate installs and upgrades it.

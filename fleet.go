@@ -2,7 +2,6 @@ package pgtenancy
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,7 +12,6 @@ import (
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgtenancy/pgtenancy/internal/ident"
@@ -34,15 +32,28 @@ type FleetConfig struct {
 	// migrations that make them. Defaults to the user of PoolConfig.Conns; nothing is granted where that is Owner's too.
 	AppRole string
 
-	// Migrations has the directories shared and tenant with files named NNN_name.sql, numbered from 1 without a gap. Those in
-	// shared run once, in the first of PoolConfig.SharedSchemas; those in tenant run in each tenant's schema. Each file is one
-	// transaction, except that Provision runs all of tenant in one: before PostgreSQL 17, a file cannot use there what one before
-	// it has added to an enum type. Unqualified names resolve as they do in the Pool. Defaults to none, for a service with a
-	// migration tool of its own.
+	// Migrations has the directories shared and tenant. What is in shared runs once, in the first of PoolConfig.SharedSchemas;
+	// what is in tenant runs in each tenant's schema. Unqualified names resolve as they do in the Pool. Defaults to none, for a
+	// service with a migration tool of its own.
+	//
+	// Each directory has files of one format: plain NNN_name.sql; NNN_name.up.sql and NNN_name.down.sql as golang-migrate has
+	// them; goose's with "-- +goose Up" and "-- +goose Down"; tern's with "---- create above / drop below ----". NNN is a number
+	// from 1 without a gap, or a timestamp of 8 digits and more, as 20060102150405.
+	//
+	// Each file is one transaction, unless it has a statement that cannot be in one, such as CREATE INDEX CONCURRENTLY, or asks
+	// for it: in its format's way, or with "-- pgtenancy: no transaction" before the first statement. Its statements then run
+	// one by one. Provision runs all of tenant in one transaction, with what was meant to be concurrent in its plain form: before
+	// PostgreSQL 17, a file cannot use there what one before it has added to an enum type.
 	Migrations fs.FS
+
+	// GoMigrations are migrations that are functions, between those in files. Defaults to none.
+	GoMigrations []GoMigration
 
 	// SchemaPrefix comes before a new tenant's ID in the name of its schema. Defaults to SchemaPrefixDefault.
 	SchemaPrefix string
+
+	// Directory says how long and how much Fleet.Lookup remembers.
+	Directory DirectoryConfig
 }
 
 // Fleet is the control plane: the registry of tenants and everything that changes it. It is a cached Directory, and
@@ -53,8 +64,8 @@ type Fleet struct {
 	directory *CachedDirectory
 	prefix    string
 	appRole   string // "" where nothing has to be granted
-	shared    []migration
-	tenant    []migration
+	shared    migrations
+	tenant    migrations
 	ready     atomic.Bool // the registry was seen to be one that this version works with
 }
 
@@ -75,11 +86,12 @@ func Open(ctx context.Context, cfg FleetConfig) (*Fleet, error) {
 	if err := invalid("FleetConfig.SchemaPrefix", f.prefix, ident.CheckPrefix(f.prefix)); err != nil {
 		return nil, err
 	}
-	if cfg.Migrations != nil {
-		var err error
-		if f.shared, f.tenant, err = loadMigrations(cfg.Migrations); err != nil {
-			return nil, err
-		}
+	var err error
+	if f.shared, f.tenant, err = loadMigrations(cfg.Migrations, cfg.GoMigrations); err != nil {
+		return nil, err
+	}
+	if _, err := cfg.Directory.withDefaults("FleetConfig.Directory"); err != nil {
+		return nil, err
 	}
 	if cfg.AppRole != "" {
 		if err := invalid("FleetConfig.AppRole", cfg.AppRole, ident.CheckName(cfg.AppRole)); err != nil {
@@ -112,7 +124,7 @@ func Open(ctx context.Context, cfg FleetConfig) (*Fleet, error) {
 			return nil, err
 		}
 	}
-	f.directory = NewDirectory(pool)
+	f.directory, _ = NewDirectoryWithConfig(pool, cfg.Directory) // which was checked
 	f.appRole = cfg.AppRole
 	if f.appRole == "" {
 		f.appRole = pool.cfg.Conns.ConnConfig.User
@@ -141,6 +153,9 @@ func (f *Fleet) Pool() *Pool { return f.pool }
 
 // Lookup returns the tenant of k, from memory where it was looked up before: see CachedDirectory.
 func (f *Fleet) Lookup(ctx context.Context, k Key) (Tenant, error) { return f.directory.Lookup(ctx, k) }
+
+// DirectoryStat returns a snapshot of the statistics of Lookup.
+func (f *Fleet) DirectoryStat() DirectoryStat { return f.directory.Stat() }
 
 // ownerScope returns what statements of the control plane run in for t, whatever its state and role.
 func (f *Fleet) ownerScope(t Tenant) *wire.Scope {
@@ -313,192 +328,4 @@ func parallel[T any](ctx context.Context, n int, items iter.Seq2[T, error], fn f
 		}
 	}
 	return nil
-}
-
-// The registry.
-
-// registryVersion is the version of the registry that this version of the library installs. It works with a newer one
-// whose column oldest is at most this.
-const registryVersion = 1
-
-// registryLock is the key of the transaction-level advisory lock that upgrades of the registry and shared migrations hold:
-// the first eight bytes of the SHA-256 of "pgtenancy/registry".
-const registryLock = -8183244772174092182
-
-// registrySteps has for each version the statements that make it of the one before.
-var registrySteps = [][]string{
-	1: {
-		`create schema pgtenancy`,
-		`create table pgtenancy.registry (
-			version int not null, -- of these tables
-			oldest int not null -- the oldest version of the library's that can work with them
-		)`,
-		`create unique index registry_one_row on pgtenancy.registry ((true))`,
-		`insert into pgtenancy.registry (version, oldest) values (0, 0)`,
-		`create table pgtenancy.tenants (
-			id text primary key,
-			schema_name text not null unique,
-			role_name text not null default '',
-			state text not null check (state in ('provisioning', 'active', 'suspended', 'deleted')),
-			version bigint not null default 0, -- the last migration applied to the schema
-			attributes jsonb not null default '{}' check (jsonb_typeof(attributes) = 'object'),
-			created_at timestamptz not null default now(),
-			updated_at timestamptz not null default now()
-		)`,
-		`create table pgtenancy.domains (
-			domain text primary key,
-			tenant_id text not null references pgtenancy.tenants (id) on delete cascade
-		)`,
-		`create index domains_tenant_id on pgtenancy.domains (tenant_id)`,
-		`create table pgtenancy.migrations (
-			tenant_id text not null, -- '' for those of the shared schemas
-			version bigint not null,
-			name text not null,
-			checksum text not null, -- SHA-256 of the file, in hexadecimal
-			duration interval not null,
-			applied_at timestamptz not null default now(),
-			applied_by text not null default session_user,
-			primary key (tenant_id, version)
-		)`,
-		wire.EnterFunction,
-		`revoke all on function pgtenancy.enter (text[], text[], text) from public`,
-	},
-}
-
-var errRegistryTooNew = errors.New("registry is too new")
-
-// registryReady checks that the registry is one that this version works with.
-func (f *Fleet) registryReady(ctx context.Context) error {
-	if f.ready.Load() {
-		return nil
-	}
-	var version, oldest int
-	err := f.owner.conns.QueryRow(ctx, `select version, oldest from pgtenancy.registry`).Scan(&version, &oldest)
-	if err := checkRegistry(version, oldest, err); err != nil {
-		return err
-	}
-	f.ready.Store(true)
-	return nil
-}
-
-func checkRegistry(version, oldest int, err error) error {
-	switch {
-	case isCode(err, "3F000", "42P01"): // invalid_schema_name, undefined_table
-		return fmt.Errorf("%w: there is none: run Fleet.Migrate: %w", ErrRegistryOutdated, err)
-	case err != nil:
-		return fmt.Errorf("pgtenancy: read the registry's version: %w", err)
-	case oldest > registryVersion:
-		return fmt.Errorf("%w: %w: it is of version %d, this library knows %d: update the library", ErrRegistryOutdated, errRegistryTooNew, version, registryVersion)
-	case version < registryVersion:
-		return fmt.Errorf("%w: it is of version %d, this library needs %d: run Fleet.Migrate", ErrRegistryOutdated, version, registryVersion)
-	}
-	return nil
-}
-
-// installRegistry installs or upgrades the registry and makes shared schemas that are missing, in one transaction. It
-// returns the version that it found, 0 where there was none.
-func (f *Fleet) installRegistry(ctx context.Context) (from int, err error) {
-	err = pgx.BeginTxFunc(ctx, f.owner.conns, pgx.TxOptions{BeginQuery: beginSQL}, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock($1)`, registryLock); err != nil {
-			return err
-		}
-		var exists bool
-		if err := tx.QueryRow(ctx, `select to_regclass('pgtenancy.registry') is not null`).Scan(&exists); err != nil {
-			return err
-		}
-		if exists {
-			var oldest int
-			if err := tx.QueryRow(ctx, `select version, oldest from pgtenancy.registry`).Scan(&from, &oldest); err != nil {
-				return err
-			}
-			if err := checkRegistry(from, oldest, nil); errors.Is(err, errRegistryTooNew) {
-				return err
-			}
-		}
-		for v := from + 1; v <= registryVersion; v++ {
-			for _, sql := range registrySteps[v] {
-				if _, err := tx.Exec(ctx, sql); err != nil {
-					return err
-				}
-			}
-			if _, err := tx.Exec(ctx, `update pgtenancy.registry set version = $1, oldest = $2`, v, 1); err != nil {
-				return err
-			}
-		}
-		return f.prepareShared(ctx, tx)
-	})
-	if err != nil {
-		return 0, fmt.Errorf("pgtenancy: install the registry: %w", err)
-	}
-	return from, nil
-}
-
-// prepareShared makes the shared schemas that are missing, and grants the application's role what it needs of them and of
-// the registry, where it has not got that yet.
-func (f *Fleet) prepareShared(ctx context.Context, tx pgx.Tx) error {
-	for _, schema := range f.pool.cfg.SharedSchemas {
-		var exists bool
-		if err := tx.QueryRow(ctx, `select exists (select from pg_catalog.pg_namespace where nspname = $1)`, schema).Scan(&exists); err != nil {
-			return err
-		}
-		if !exists {
-			if _, err := tx.Exec(ctx, `create schema `+ident.Quote(schema)); err != nil {
-				return err
-			}
-		}
-	}
-	if f.appRole == "" {
-		return nil
-	}
-	for _, schema := range append([]string{"pgtenancy"}, f.pool.cfg.SharedSchemas...) {
-		var granted bool
-		if err := tx.QueryRow(ctx, `select has_schema_privilege($1, $2, 'usage')`, f.appRole, schema).Scan(&granted); err != nil {
-			return err
-		}
-		if !granted {
-			if _, err := tx.Exec(ctx, `grant usage on schema `+ident.Quote(schema)+` to `+ident.Quote(f.appRole)); err != nil {
-				return err
-			}
-		}
-	}
-	const enter = `pgtenancy.enter (text[], text[], text)`
-	var granted bool
-	if err := tx.QueryRow(ctx, `select has_function_privilege($1, $2, 'execute')`, f.appRole, enter).Scan(&granted); err != nil {
-		return err
-	}
-	if !granted {
-		if _, err := tx.Exec(ctx, `grant execute on function `+enter+` to `+ident.Quote(f.appRole)); err != nil {
-			return err
-		}
-	}
-	for _, table := range []string{"registry", "tenants", "domains"} {
-		var granted bool
-		if err := tx.QueryRow(ctx, `select has_table_privilege($1, $2, 'select')`, f.appRole, "pgtenancy."+table).Scan(&granted); err != nil {
-			return err
-		}
-		if !granted {
-			if _, err := tx.Exec(ctx, `grant select on `+ident.QuoteAll("pgtenancy", table)+` to `+ident.Quote(f.appRole)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// beginSQL begins a transaction of the control plane's, whose statements must see what was committed while they waited for
-// a lock, whatever default_transaction_isolation is.
-const beginSQL = "begin isolation level read committed"
-
-func isCode(err error, codes ...string) bool {
-	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && slices.Contains(codes, pgErr.Code)
-}
-
-func attributesJSON(t Tenant) string {
-	m := map[string]string{}
-	for name, value := range t.Attributes() {
-		m[name] = value
-	}
-	b, _ := json.Marshal(m) // a map of strings always can be
-	return string(b)
 }

@@ -27,6 +27,12 @@ const poolerEnv = "PGTENANCY_TEST_POOLER"
 // poolerModeEnv names the only query exec mode to test through a pooler that has no prepared statements, as cache_describe.
 const poolerModeEnv = "PGTENANCY_TEST_POOLER_MODE"
 
+// How long things may take. No test measures time: these end what hangs.
+const (
+	testTimeout = 3 * time.Minute // what a test does as a whole, which ends before the whole test run would
+	patience    = time.Minute     // what happens in the background; pgx takes up to 15 s to close a connection with a lost statement
+)
+
 // testDB is a database with three tenants whose schemas have the same tables, with rows that say whose they are.
 type testDB struct {
 	url                   string
@@ -220,7 +226,7 @@ func (db *testDB) pool(t *testing.T, opts ...option) *pgtenancy.Pool {
 		go func() { p.Close(); close(closed) }()
 		select {
 		case <-closed:
-		case <-time.After(10 * time.Second):
+		case <-time.After(patience):
 			t.Error("Close waits for a connection that was not given back")
 		}
 	})
@@ -255,7 +261,7 @@ func checkIdle(t *testing.T, p *pgtenancy.Pool) {
 		}
 		return n
 	}
-	for deadline := time.Now().Add(5 * time.Second); busy() > 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); busy() > 0 && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	if n := busy(); n != 0 {
@@ -263,10 +269,43 @@ func checkIdle(t *testing.T, p *pgtenancy.Pool) {
 	}
 }
 
-// as returns a context that carries the tenant, and that ends before the whole test run would.
+// await waits until ok, and ends the test where that does not come.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v in vain: %s", patience, what)
+		}
+	}
+}
+
+// onceAsleep calls f when a statement in the database sleeps, and not before: until it runs, the server takes no notice of a
+// request to cancel it. It returns what waits for f.
+func (db *testDB) onceAsleep(t *testing.T, f func()) (wait func()) {
+	t.Helper()
+	const sleeping = "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'"
+	await(t, "the end of what slept before", func() bool { return db.count(t, sleeping) == 0 })
+	conn := db.admin(t)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer f()
+		defer conn.Close(context.Background())
+		for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			var n int
+			if err := conn.QueryRow(context.Background(), sleeping).Scan(&n); err != nil || n > 0 {
+				check(t, "pg_stat_activity", err)
+				return
+			}
+		}
+		t.Error("no statement sleeps")
+	})
+	return wg.Wait
+}
+
+// as returns a context that carries the tenant and ends after testTimeout.
 func as(t *testing.T, tenant pgtenancy.Tenant) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	t.Cleanup(cancel)
 	return pgtenancy.WithTenant(ctx, tenant)
 }
@@ -274,7 +313,7 @@ func as(t *testing.T, tenant pgtenancy.Tenant) context.Context {
 // bare is as without a tenant.
 func bare(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -442,8 +481,8 @@ type backend struct {
 	fresh string // its state when it was new
 }
 
-// stateSQL selects what must not stay on a connection.
-const stateSQL = `select concat_ws(' | ', current_setting('search_path'), coalesce(current_setting('app.current_tenant', true), ''),
+// stateSQL selects what must not stay on a connection. A direct one has an empty path, and the server's own after Acquire.
+const stateSQL = `select concat_ws(' | ', replace(current_setting('search_path'), '"$user", public', ''), coalesce(current_setting('app.current_tenant', true), ''),
 	current_user, session_user, current_setting('statement_timeout'), current_setting('transaction_read_only'),
 	(select count(*) from pg_cursors), (select count(*) from pg_listening_channels()),
 	(select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()))`

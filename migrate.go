@@ -1,120 +1,84 @@
 package pgtenancy
 
 import (
-	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
-	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/pgtenancy/pgtenancy/internal/ident"
-	"github.com/pgtenancy/pgtenancy/internal/sqlsplit"
-	"github.com/pgtenancy/pgtenancy/internal/wire"
+	"github.com/pgtenancy/pgtenancy/internal/migration"
 )
 
-// migration is one file.
-type migration struct {
-	version    int64
-	name       string // as the registry records it
-	file       string // its path in the file system
-	checksum   string
-	source     string
-	statements []sqlsplit.Statement
+// GoMigration is a migration that is written in Go.
+type GoMigration struct {
+	// Name is that of the file in FleetConfig.Migrations that it stands in for, without ".sql": "tenant/003_backfill".
+	Name string
+
+	// Up and Down run in a transaction in the tenant's scope, or in the shared schemas, that also records the migration.
+	// Committing tx ends a savepoint only, and rolling it back is an error. They are called again where they met a lock that
+	// others held for too long. Down is nil for a migration that has no way back.
+	Up   func(ctx context.Context, tx pgx.Tx) error
+	Down func(ctx context.Context, tx pgx.Tx) error
 }
 
-var migrationFile = regexp.MustCompile(`^([0-9]+)_([A-Za-z0-9_-]+)\.sql$`)
+// loadMigrations reads the directories shared and tenant, of which one may be missing, and adds the migrations in Go.
+func loadMigrations(fsys fs.FS, funcs []GoMigration) (shared, tenant migrations, err error) {
+	if fsys == nil && len(funcs) == 0 {
+		return migrations{}, migrations{}, nil
+	}
+	byDir := map[string][]migration.Migration{}
+	for _, g := range funcs {
+		dir, name, _ := strings.Cut(g.Name, "/")
+		if dir != "shared" && dir != "tenant" {
+			return migrations{}, migrations{}, invalid("GoMigration.Name", g.Name, `must begin with "shared/" or "tenant/"`)
+		}
+		if g.Up == nil {
+			return migrations{}, migrations{}, invalid("GoMigration.Up", g.Name, "must not be nil")
+		}
+		m := migration.Migration{Name: name, File: g.Name, Up: migration.Script{File: g.Name, Func: g.Up}}
+		if g.Down != nil {
+			m.Down = &migration.Script{File: g.Name, Func: g.Down}
+		}
+		byDir[dir] = append(byDir[dir], m)
+	}
+	found := len(funcs) > 0
+	load := func(dir string) (migrations, error) {
+		all, err := migration.Load(fsys, dir, byDir[dir])
+		if errors.Is(err, fs.ErrNotExist) {
+			return migrations{}, nil
+		}
+		if err != nil {
+			return migrations{}, migrationFileError(err)
+		}
+		found = true
+		return newMigrations(all)
+	}
+	if shared, err = load("shared"); err == nil {
+		tenant, err = load("tenant")
+	}
+	if err == nil && !found {
+		err = invalid("FleetConfig.Migrations", "", `must have a directory "shared" or "tenant" at its top; of an embed.FS that has them below another one, take fs.Sub`)
+	}
+	return shared, tenant, err
+}
 
-// loadMigrations reads the directories shared and tenant. One of the two may be missing.
-func loadMigrations(fsys fs.FS) (shared, tenant []migration, err error) {
-	shared, errShared := loadDirectory(fsys, "shared")
-	tenant, errTenant := loadDirectory(fsys, "tenant")
-	missing := errors.Is(errShared, fs.ErrNotExist)
+// migrationFileError tells what is wrong with a file in the library's own errors.
+func migrationFileError(err error) error {
+	var e *migration.Error
 	switch {
-	case missing && errors.Is(errTenant, fs.ErrNotExist):
-		return nil, nil, invalid("FleetConfig.Migrations", "", `must have a directory "shared" or "tenant" at its top; of an embed.FS that has them below another one, take fs.Sub`)
-	case errShared != nil && !missing:
-		return nil, nil, errShared
-	case errTenant != nil && !errors.Is(errTenant, fs.ErrNotExist):
-		return nil, nil, errTenant
+	case !errors.As(err, &e):
+		return fmt.Errorf("pgtenancy: read migrations: %w", err)
+	case e.Line > 0:
+		return &MigrationError{File: e.File, Line: e.Line, Err: errors.New(e.Msg)}
 	}
-	return shared, tenant, nil
-}
-
-func loadDirectory(fsys fs.FS, dir string) ([]migration, error) {
-	entries, err := fs.ReadDir(fsys, dir)
-	if err != nil {
-		return nil, fmt.Errorf("pgtenancy: read migrations: %w", err)
-	}
-	var ms []migration
-	for _, e := range entries {
-		if e.IsDir() || path.Ext(e.Name()) != ".sql" {
-			continue
-		}
-		file := path.Join(dir, e.Name())
-		parts := migrationFile.FindStringSubmatch(e.Name())
-		if parts == nil {
-			return nil, invalid("FleetConfig.Migrations", file, "must be named NNN_name.sql, with letters, digits, '-' and '_' in its name")
-		}
-		version, err := strconv.ParseInt(parts[1], 10, 64)
-		if err != nil {
-			return nil, invalid("FleetConfig.Migrations", file, "must have a number that fits into 64 bits")
-		}
-		source, err := fs.ReadFile(fsys, file)
-		if err != nil {
-			return nil, fmt.Errorf("pgtenancy: read migrations: %w", err)
-		}
-		m := migration{version: version, name: strings.TrimSuffix(e.Name(), ".sql"), file: file, source: string(source)}
-		sum := sha256.Sum256(source)
-		m.checksum = hex.EncodeToString(sum[:])
-		if err := m.split(); err != nil {
-			return nil, err
-		}
-		ms = append(ms, m)
-	}
-	slices.SortFunc(ms, func(a, b migration) int { return cmp.Compare(a.version, b.version) })
-	for i := range ms {
-		switch want := int64(i + 1); {
-		case i > 0 && ms[i].version == ms[i-1].version:
-			return nil, invalid("FleetConfig.Migrations", ms[i].file, "must not have the number of "+ms[i-1].file)
-		case ms[i].version != want:
-			return nil, invalid("FleetConfig.Migrations", ms[i].file, fmt.Sprintf("must not leave a gap: number %d is missing", want))
-		}
-	}
-	return ms, nil
-}
-
-// split fills in the statements.
-func (m *migration) split() error {
-	var err error
-	if m.statements, err = sqlsplit.Split(m.source); err != nil {
-		e := &MigrationError{File: m.file, Err: err}
-		var splitErr *sqlsplit.Error
-		if errors.As(err, &splitErr) {
-			e.Line, e.Err = splitErr.Line, errors.New(splitErr.Msg)
-		}
-		return e
-	}
-	if len(m.statements) == 0 {
-		return invalid("FleetConfig.Migrations", m.file, "must have a statement")
-	}
-	for _, st := range m.statements {
-		if _, err := checkStatement(inTx, st.SQL); err != nil {
-			return &MigrationError{File: m.file, Line: st.Line, Err: err}
-		}
-	}
-	return nil
+	return invalid("FleetConfig.Migrations", e.File, e.Msg)
 }
 
 // MigrationError says which migration failed for which tenant, and where.
@@ -139,18 +103,19 @@ func (e *MigrationError) Error() string {
 		}
 		b.WriteString(": ")
 	}
-	b.WriteString(e.Err.Error())
+	b.WriteString(strings.TrimPrefix(e.Err.Error(), "pgtenancy: "))
 	return b.String()
 }
 
 // Unwrap returns Err.
 func (e *MigrationError) Unwrap() error { return e.Err }
 
-// failed returns the error of statement i. PostgreSQL says at which character it found an error of syntax or name.
-func (m *migration) failed(tenant string, i int, err error) *MigrationError {
-	e := &MigrationError{Tenant: tenant, File: m.file, Err: err}
-	if i < len(m.statements) {
-		st := m.statements[i]
+// failedAt returns the error of a statement of a script, or with -1 of what goes around them. PostgreSQL says at which
+// character it found an error of syntax or name.
+func failedAt(tenant string, s *migration.Script, statement int, err error) *MigrationError {
+	e := &MigrationError{Tenant: tenant, File: s.File, Err: err}
+	if statement >= 0 {
+		st := s.Statements[statement]
 		e.Line = st.Line
 		var pgErr *pgconn.PgError
 		if errors.As(err, &pgErr) && pgErr.Position > 0 {
@@ -166,302 +131,334 @@ func (m *migration) failed(tenant string, i int, err error) *MigrationError {
 	return e
 }
 
-// MigrateError lists what Migrate could not do. Everything else is done.
+// MigrateError lists what Migrate could not do. Everything else is done, unless it was stopped.
 type MigrateError struct {
 	Failed []*MigrationError // ordered by tenant
+
+	// Stopped says why it went no further: ErrMigrateStopped with the reason, the error of MigrateOpts.AfterWave, or a lost
+	// connection. It is nil where all tenants were tried.
+	Stopped error
 }
 
 // Error lists the first few of the failures.
 func (e *MigrateError) Error() string {
-	return "pgtenancy: migrate: " + summarize(len(e.Failed), func(i int) string {
-		return strings.TrimPrefix(e.Failed[i].Error(), "pgtenancy: ")
-	})
+	var parts []string
+	if e.Stopped != nil {
+		parts = append(parts, strings.TrimPrefix(e.Stopped.Error(), "pgtenancy: "))
+	}
+	if len(e.Failed) > 0 {
+		parts = append(parts, summarize(len(e.Failed), func(i int) string {
+			return strings.TrimPrefix(e.Failed[i].Error(), "pgtenancy: ")
+		}))
+	}
+	return "pgtenancy: migrate: " + strings.Join(parts, ": ")
 }
 
 // Unwrap returns all failures.
 func (e *MigrateError) Unwrap() []error {
-	errs := make([]error, len(e.Failed))
-	for i := range e.Failed {
-		errs[i] = e.Failed[i]
+	errs := make([]error, 0, len(e.Failed)+1)
+	if e.Stopped != nil {
+		errs = append(errs, e.Stopped)
+	}
+	for _, failed := range e.Failed {
+		errs = append(errs, failed)
 	}
 	return errs
 }
 
-// MigrateOpts says how Migrate works.
+// MigrateOpts says how Migrate and MigrateDown work. The zero value goes through the whole fleet.
 type MigrateOpts struct {
-	// Parallel is the number of tenants that are migrated at a time. Defaults to 4, and is at most the number of connections
-	// that FleetConfig.Owner allows.
+	// Tenants are the IDs of those to migrate. Defaults to all that are active or suspended.
+	Tenants []string
+
+	// Target is the version at which tenants' migrations end. Defaults to the newest. MigrateDown has an argument for it.
+	Target int64
+
+	// Parallel is the number of tenants that are migrated at a time. Defaults to ParallelDefault, and is at most the number of
+	// connections that FleetConfig.Owner allows.
 	Parallel int
+
+	// Canary are the IDs of tenants that go first, and CanaryCount is how many others go with them. Where one of these fails,
+	// no other tenant is tried. Defaults to none.
+	Canary      []string
+	CanaryCount int
+
+	// WaveSize is how many tenants go together after the canaries: the next wave begins when all of them are done. Defaults to
+	// all.
+	WaveSize int
+
+	// AfterWave is called between waves, the canaries' being the first: to look at error rates, or to wait for a while. An
+	// error ends the run before the next wave. Defaults to none.
+	AfterWave func(ctx context.Context, w Wave) error
+
+	// MaxFailures and MaxFailureShare stop the run: no further tenant is begun when that many have failed, or that share of all
+	// that needed work, as 0.01. Default to going on past any number of failures.
+	MaxFailures     int
+	MaxFailureShare float64
+
+	// LockTimeout is how long a statement waits for a lock: for so long, new queries of the table queue up behind it. A
+	// migration that does not get its locks is rolled back and tried again later, with pauses that grow and vary, until
+	// LockRetry has passed since its first try; other tenants go on meanwhile. It does not count for statements that run in no
+	// transaction, which wait without being in anybody's way. LockTimeout defaults to the lock_timeout that the owner's
+	// connections have, and where that is 0 to LockTimeoutDefault; LockRetry to LockRetryDefault.
+	LockTimeout time.Duration
+	LockRetry   time.Duration
+
+	// AllowOutOfOrder also runs migrations that were added below the version of a tenant, instead of ErrOutOfOrder.
+	AllowOutOfOrder bool
+
+	// DryRun changes nothing, and has the report say in Plan what would be done.
+	DryRun bool
 
 	// OnProgress is called after each tenant. Calls do not overlap. Defaults to none.
 	OnProgress func(Progress)
 }
 
-// ParallelDefault is how many tenants Migrate works on at a time unless MigrateOpts says otherwise.
-const ParallelDefault = 4
+// The defaults of MigrateOpts.
+const (
+	ParallelDefault    = 4
+	LockTimeoutDefault = 500 * time.Millisecond
+	LockRetryDefault   = 5 * time.Minute
+)
+
+// Wave is a number of tenants that were migrated together.
+type Wave struct {
+	Number int // 1 for the first
+	Canary bool
+	Done   int // tenants, those that failed among them
+	Failed int
+}
 
 // Progress is how far Migrate has got.
 type Progress struct {
 	Tenant string // the ID of the tenant that is finished
-	Err    error  // its error, nil where it is at the newest version now
-	Done   int    // tenants finished, those that failed among them
+	Err    error  // its error, nil where it is at its version now
+	Wave   int    // its wave, 1 for the first
+	Done   int    // tenants finished by this call, those that failed among them
 	Failed int
-	Total  int // tenants that needed work; it grows where one is provisioned meanwhile by an older process
+	Total  int // tenants that needed work; it changes where other processes take some of them, or provision more
+
+	Elapsed   time.Duration // since the first tenant was begun
+	Rate      float64       // tenants finished in a second, since then
+	Remaining time.Duration // for the rest, at that rate
 }
 
 // MigrateReport says what Migrate did.
 type MigrateReport struct {
 	Registry bool     // the registry was installed or upgraded
 	Shared   []string // the shared migrations that ran, by name
-	Tenants  int      // tenants that needed migrations and are at the newest version now
+	Tenants  int      // tenants that needed migrations and are at their version now
 	Applied  int      // tenant migrations that ran, over all tenants
 	Duration time.Duration
+	Plan     *MigratePlan // of MigrateOpts.DryRun
+}
+
+// MigratePlan is what Migrate would do.
+type MigratePlan struct {
+	Registry bool               // the registry would be installed or upgraded
+	Shared   []PlannedMigration // in their order
+	Tenants  []PlannedTenants   // those that need the same together, the most first
+}
+
+// PlannedTenants are tenants that need the same migrations.
+type PlannedTenants struct {
+	Version    int64 // at which they are
+	Tenants    []string
+	Migrations []PlannedMigration // in their order
+}
+
+// PlannedMigration is one migration that would run.
+type PlannedMigration struct {
+	Version int64
+	Name    string
+	File    string
+	SQL     string // its statements; "" for one in Go
+	NoTx    bool   // it is no transaction
 }
 
 // Migrate installs or upgrades the registry, runs the shared migrations that have not run yet, then those of each tenant,
 // several tenants at a time. Each migration of a tenant is a transaction of its own, which also records it. Suspended
-// tenants are migrated too. Any number of processes may run it at once: what one has done, the others skip.
+// tenants are migrated too. Any number of processes may run it at once and share the work. Where there is nothing to do,
+// that takes one query, whatever the number of tenants.
 //
 // Migrations run as the owner's role with the search_path and the setting that the tenant's statements have, and with
 // row_security off: a statement that a policy would have filtered in silence fails instead. SET LOCAL row_security = on
 // in a file asks for the filtering. What a file changes of PostgreSQL's settings ends with it.
 //
+// Before anything else it compares what the registry says has run with the migrations at hand. One that was changed or
+// removed after it ran is ErrMigrationChanged, one that was added below a tenant's version ErrOutOfOrder, each in a
+// *MigrateError that says where, and nothing is changed.
+//
 // A shared migration that fails ends it with a *MigrationError. A tenant's migration that fails ends that tenant's; the
-// others go on, and the error is a *MigrateError that lists who failed at what. To go on later, call Migrate again.
-// The report says what was done in either case. opts may be nil.
+// others go on, and the error is a *MigrateError that lists who failed at what. To go on later, whatever ended it, call
+// Migrate again: what has been done is known for each tenant and migration. One that runs in no transaction is known
+// statement by statement, and what a crash left of a statement is looked for and finished: an invalid index is dropped
+// and built again.
+//
+// Of a tenant's migrations only the last commit waits for the disk: after a crash of the server some may be undone, each
+// whole and with its record. The report says what was done, also where there is an error. opts may be nil.
 func (f *Fleet) Migrate(ctx context.Context, opts *MigrateOpts) (*MigrateReport, error) {
-	var o MigrateOpts
-	if opts != nil {
-		o = *opts
-	}
-	if o.Parallel <= 0 {
-		o.Parallel = ParallelDefault
-	}
-	o.Parallel = min(o.Parallel, int(f.owner.cfg.Conns.MaxConns))
-	started := time.Now()
-	report := &MigrateReport{}
-	defer func() { report.Duration = time.Since(started) }()
-
-	from, err := f.installRegistry(ctx)
-	if err != nil {
-		return report, err
-	}
-	report.Registry = from < registryVersion
-	f.ready.Store(true)
-	if report.Shared, err = f.migrateShared(ctx); err != nil {
-		return report, err
-	}
-	return report, f.migrateTenants(ctx, o, report)
+	return f.rollout(ctx, opts, nil)
 }
 
-// migrateShared runs shared migrations, one transaction each, under the registry's lock.
-func (f *Fleet) migrateShared(ctx context.Context) (ran []string, err error) {
-	err = f.withOwner(ctx, func(wc *conn) error {
-		var version int64
-		if err := wc.Pgx().QueryRow(ctx, `select coalesce(max(version), 0) from pgtenancy.migrations where tenant_id = ''`).Scan(&version); err != nil {
-			return fmt.Errorf("pgtenancy: migrate: %w", err)
+// MigrateDown takes tenants back to a version, 0 for before the first, by the ways down of their migrations, the newest
+// first. Where one of these has none, that is an error and nothing is changed. It works as Migrate does in everything
+// else, and leaves shared migrations alone. opts may be nil.
+//
+// A process whose migrations go further will migrate the tenants again when it calls Migrate.
+func (f *Fleet) MigrateDown(ctx context.Context, version int64, opts *MigrateOpts) (*MigrateReport, error) {
+	return f.rollout(ctx, opts, &version)
+}
+
+// BaselineOpts says which tenants Baseline is about.
+type BaselineOpts struct {
+	// Tenants are IDs. Defaults to all that are active or suspended.
+	Tenants []string
+}
+
+// Baseline records that tenants have had all migrations up to a version, without running any: for schemas that were made
+// by other means. It takes tenants at version 0. It also takes those that are at the version already, to record them
+// anew: that is the way to accept that files were changed, renamed or removed after they ran. Others are left as they are,
+// and are an error where they are named. It returns the number of tenants that it recorded anything for. opts may be nil.
+func (f *Fleet) Baseline(ctx context.Context, version int64, opts *BaselineOpts) (int, error) {
+	n, ok := f.tenant.upTo(version)
+	if !ok || n == 0 {
+		return 0, invalid("Baseline's version", strconv.FormatInt(version, 10), "must be that of a tenant migration")
+	}
+	if err := f.registryReady(ctx); err != nil {
+		return 0, err
+	}
+	var ids []string
+	if opts != nil && opts.Tenants != nil {
+		ids = opts.Tenants
+		var others []string
+		err := f.owner.conns.QueryRow(ctx, `select coalesce(array_agg(i), '{}') from unnest($1::text[]) i where not exists (
+			select from pgtenancy.tenants t where t.id = i and t.version in (0, $2) and `+migrated+`)`, ids, version).Scan(&others)
+		if err != nil {
+			return 0, fmt.Errorf("pgtenancy: baseline: %w", err)
 		}
-		for i := range f.shared {
-			m := &f.shared[i]
-			if m.version <= version {
-				continue
-			}
-			did, err := f.migrateOne(ctx, wc, m, Tenant{}, &f.owner.shared,
-				wire.Step{SQL: `select pg_catalog.pg_advisory_xact_lock($1)`, Args: []any{registryLock}},
-				// A statement of its own, and so a snapshot taken under the lock.
-				wire.Step{SQL: `select where not exists (select from pgtenancy.migrations where tenant_id = '' and version >= $1)`, Args: []any{m.version}})
-			if err != nil {
+		if len(others) > 0 {
+			return 0, invalid("BaselineOpts.Tenants", others[0], fmt.Sprintf("must be a tenant that is active or suspended, at version 0 or %d", version))
+		}
+	}
+	var versions []int64
+	var names, checksums []string
+	for i := range f.tenant.all[:n] {
+		m := &f.tenant.all[i]
+		versions, names, checksums = append(versions, m.Version), append(names, m.Name), append(checksums, m.Checksum)
+	}
+	total := 0
+	for after := ""; ; {
+		var page []string
+		err := pgx.BeginTxFunc(ctx, f.owner.conns, pgx.TxOptions{BeginQuery: beginSQL}, func(tx pgx.Tx) error {
+			rows, _ := tx.Query(ctx, `select t.id from pgtenancy.tenants t
+				where t.id > $1 and t.version in (0, $2) and `+migrated+` and ($3::text[] is null or t.id = any($3))
+				order by t.id limit $4 for update`, after, version, ids, tenantsPage) // the error is in rows
+			var err error
+			if page, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil || len(page) == 0 {
 				return err
 			}
-			if did {
-				ran = append(ran, m.name)
+			if _, err := tx.Exec(ctx, `delete from pgtenancy.migrations where tenant_id = any($1) and version <> all($2)`, page, versions); err != nil {
+				return err
 			}
-		}
-		return nil
-	})
-	return ran, err
-}
-
-// migrateTenants runs tenant migrations until no tenant that has not failed is behind.
-func (f *Fleet) migrateTenants(ctx context.Context, o MigrateOpts, report *MigrateReport) error {
-	if len(f.tenant) == 0 {
-		return nil
-	}
-	newest := f.tenant[len(f.tenant)-1].version
-	var mu sync.Mutex
-	var p Progress
-	failed := map[string]*MigrationError{}
-	for {
-		behind, err := f.behind(ctx, newest)
+			if _, err := tx.Exec(ctx, `insert into pgtenancy.migrations as old (tenant_id, version, name, checksum)
+				select t, m.version, m.name, m.checksum from unnest($1::text[]) t, unnest($2::bigint[], $3::text[], $4::text[]) m (version, name, checksum)
+				on conflict (tenant_id, version) do update set name = excluded.name, checksum = excluded.checksum
+					where (old.name, old.checksum) <> (excluded.name, excluded.checksum)`, page, versions, names, checksums); err != nil {
+				return err
+			}
+			tag, err := tx.Exec(ctx, `update pgtenancy.tenants set version = $2, digest = $3, updated_at = now()
+				where id = any($1) and (version, digest) <> ($2, $3)`, page, version, f.tenant.digests[n])
+			total += int(tag.RowsAffected())
+			return err
+		})
 		if err != nil {
-			return errors.Join(err, migrateError(failed))
+			return total, fmt.Errorf("pgtenancy: baseline: %w", err)
 		}
-		behind = slices.DeleteFunc(behind, func(t Tenant) bool { return failed[t.id] != nil })
-		if len(behind) == 0 {
+		if len(page) < tenantsPage {
 			break
 		}
-		p.Total += len(behind)
-		items := func(yield func(Tenant, error) bool) {
-			for _, t := range behind {
-				if !yield(t, nil) {
-					return
-				}
-			}
-		}
-		if err := parallel(ctx, o.Parallel, items, func(t Tenant) {
-			applied, err := f.migrateTenant(ctx, t)
-			f.directory.forget(t.id)
-			mu.Lock()
-			defer mu.Unlock()
-			report.Applied += applied
-			p.Tenant, p.Err = t.id, nil
-			p.Done++
-			if err != nil {
-				p.Err = err
-				p.Failed++
-				failed[t.id] = err
-			} else {
-				report.Tenants++
-			}
-			if o.OnProgress != nil {
-				o.OnProgress(p)
-			}
-		}); err != nil {
-			return errors.Join(fmt.Errorf("pgtenancy: migrate: %w", err), migrateError(failed))
+		after = page[len(page)-1]
+	}
+	if total > 0 {
+		if err := f.tellAll(ctx); err != nil {
+			return total, fmt.Errorf("pgtenancy: baseline: %w", err)
 		}
 	}
-	return migrateError(failed)
+	return total, nil
 }
 
-func migrateError(failed map[string]*MigrationError) error {
-	if len(failed) == 0 {
-		return nil
-	}
-	e := &MigrateError{}
-	for _, err := range failed {
-		e.Failed = append(e.Failed, err)
-	}
-	slices.SortFunc(e.Failed, func(a, b *MigrationError) int { return strings.Compare(a.Tenant, b.Tenant) })
-	return e
+// FleetStatus is where the schemas of a fleet stand.
+type FleetStatus struct {
+	Newest   int64             // the version of the newest tenant migration, 0 where there is none
+	Shared   SchemaStatus      // of the shared schemas
+	Tenants  []SchemaStatus    // by version
+	Problems []*MigrationError // for which Migrate would do nothing; each is of all tenants with it, and names one of them
+
+	// Unfinished are the migrations that run in no transaction and are under way, or were when something crashed. Migrate
+	// finishes these.
+	Unfinished []UnfinishedMigration
 }
 
-// behind returns the tenants that are below a version.
-func (f *Fleet) behind(ctx context.Context, version int64) ([]Tenant, error) {
-	rows, _ := f.owner.conns.Query(ctx, `select `+tenantColumns+` from pgtenancy.tenants t
-		where t.version < $1 and t.state in ('active', 'suspended') order by t.id`, version) // the error is in rows
-	ts, err := pgx.CollectRows(rows, scanTenant)
+// SchemaStatus is where some schemas stand.
+type SchemaStatus struct {
+	Version int64
+	Count   int      // of schemas
+	Pending []string // the migrations that they need, by name
+}
+
+// UnfinishedMigration is a migration that runs in no transaction and has begun.
+type UnfinishedMigration struct {
+	Tenant  string // "" for a shared one
+	Version int64
+	Began   time.Time // its present statement
+}
+
+// Status says where the schemas stand and what they need. It changes nothing. It is one query, and one more for each group
+// of tenants that have had other migrations than those at hand.
+func (f *Fleet) Status(ctx context.Context) (*FleetStatus, error) {
+	for {
+		status, err := f.status(ctx)
+		if !errors.Is(err, errClaimed) { // a tenant with a history to look at moved on meanwhile
+			return status, err
+		}
+	}
+}
+
+func (f *Fleet) status(ctx context.Context) (*FleetStatus, error) {
+	s, err := f.survey(ctx, nil)
 	if err != nil {
-		return nil, fmt.Errorf("pgtenancy: migrate: list tenants: %w", err)
+		return nil, err
 	}
-	return ts, nil
-}
-
-// migrateTenant runs what t has not had yet.
-func (f *Fleet) migrateTenant(ctx context.Context, t Tenant) (applied int, failed *MigrationError) {
-	err := f.withOwner(ctx, func(wc *conn) error {
-		for i := range f.tenant {
-			m := &f.tenant[i]
-			if m.version <= t.version {
-				continue
-			}
-			// The row's lock keeps other processes from this tenant; its version says whether they were faster.
-			did, err := f.migrateOne(ctx, wc, m, t, f.ownerScope(t), wire.Step{
-				SQL: `update pgtenancy.tenants set version = $2, updated_at = now()
-					where id = $1 and version = $2 - 1 and state in ('active', 'suspended')`,
-				Args: []any{t.id, m.version},
-			})
-			if err != nil {
-				return err
-			}
-			if did {
-				applied++
-			}
+	status := &FleetStatus{Newest: f.tenant.newest(), Unfinished: s.unfinished}
+	status.Shared = SchemaStatus{Version: s.shared.version, Count: 1}
+	shared := planner{fleet: f, ms: &f.shared, target: f.shared.newest()}
+	tenants := planner{fleet: f, ms: &f.tenant, target: f.tenant.newest()}
+	add := func(p *planner, of string, at standing, st *SchemaStatus) error {
+		tasks, err := p.tasks(ctx, of, at)
+		var problems *MigrateError
+		if errors.As(err, &problems) {
+			status.Problems = append(status.Problems, problems.Failed...)
+			return nil
 		}
-		return nil
-	})
-	if err != nil && !errors.As(err, &failed) {
-		failed = &MigrationError{Tenant: t.id, Err: err}
-	}
-	return applied, failed
-}
-
-// migrateOne runs a migration in a transaction. claim locks what the migration is about; where its last step touches no
-// row, the migration has been run by somebody else, and false is returned.
-func (f *Fleet) migrateOne(ctx context.Context, wc *conn, m *migration, t Tenant, scope *wire.Scope, claim ...wire.Step) (did bool, err error) {
-	started := time.Now()
-	fail := func(i int, err error) (bool, error) {
-		if wc.TxStatus() != 'I' {
-			_ = wc.Rollback(ctx) // a connection on which that fails is closed
+		for _, t := range tasks {
+			st.Pending = append(st.Pending, t.m.Name)
 		}
-		if t.id != "" {
-			err = notFound(err)
+		return err
+	}
+	if err := add(&shared, "", s.shared, &status.Shared); err != nil {
+		return nil, err
+	}
+	for _, g := range s.groups {
+		st := SchemaStatus{Version: g.at.version, Count: g.count}
+		if err := add(&tenants, g.example, g.at, &st); err != nil {
+			return nil, err
 		}
-		return false, m.failed(t.id, i, err)
+		if n := len(status.Tenants); n > 0 && status.Tenants[n-1].Version == st.Version && slices.Equal(status.Tenants[n-1].Pending, st.Pending) {
+			status.Tenants[n-1].Count += st.Count
+			continue
+		}
+		status.Tenants = append(status.Tenants, st)
 	}
-	run := append([]wire.Step{{SQL: beginSQL}}, claim...)
-	tags, err := wc.Run(ctx, append(run, m.before(scope)...))
-	if err != nil {
-		return fail(len(m.statements), err)
-	}
-	if tags[len(claim)].RowsAffected() == 0 {
-		return false, wc.Rollback(ctx)
-	}
-	if tags, err = wc.Run(ctx, m.steps()); err != nil {
-		return fail(len(tags), err)
-	}
-	_, err = wc.Run(ctx, []wire.Step{
-		{
-			SQL: `insert into pgtenancy.migrations (tenant_id, version, name, checksum, duration)
-				values ($1, $2, $3, $4, make_interval(secs => $5))`,
-			Args: []any{t.id, m.version, m.name, m.checksum, time.Since(started).Seconds()},
-		},
-		{SQL: "commit"},
-	})
-	if err != nil {
-		return fail(len(m.statements), err)
-	}
-	return true, nil
+	return status, nil
 }
-
-// rowSecurity returns the statement that sets row_security for the rest of a transaction.
-func rowSecurity(value string) string {
-	return "select pg_catalog.set_config('row_security', " + ident.Literal(value) + ", true)"
-}
-
-// mayChangeSettings finds SET LOCAL and set_config, and much else, which does no harm.
-var mayChangeSettings = regexp.MustCompile(`(?i)\bset(_config)?\b`)
-
-// before returns the steps that go before m's statements.
-func (m *migration) before(scope *wire.Scope) []wire.Step {
-	steps := []wire.Step{{Scope: scope}, {SQL: rowSecurity("off")}}
-	if mayChangeSettings.MatchString(m.source) {
-		steps = append(steps, wire.Step{SQL: saveSettings})
-	}
-	return steps
-}
-
-// steps returns m's statements, and after them what undoes their changes of settings: what comes next in the transaction
-// is ours, or another file.
-func (m *migration) steps() []wire.Step {
-	var steps []wire.Step
-	for _, st := range m.statements {
-		steps = append(steps, wire.Step{SQL: st.SQL})
-	}
-	if mayChangeSettings.MatchString(m.source) {
-		steps = append(steps, wire.Step{SQL: restoreRole}, wire.Step{SQL: restoreSettings})
-	}
-	return steps
-}
-
-// PostgreSQL cannot undo SET LOCAL before the transaction ends. So the values are kept in a setting of our own, which ends
-// with the transaction too. role is none of pg_settings, and the right to the others may depend on it.
-const (
-	saveSettings = `select pg_catalog.set_config('pgtenancy.saved', (pg_catalog.jsonb_object_agg(s.name, s.setting)
-			|| pg_catalog.jsonb_build_object('role', pg_catalog.current_setting('role')))::text, true)
-		from pg_catalog.pg_settings s where s.source = 'session'`
-	restoreRole     = `select pg_catalog.set_config('role', pg_catalog.current_setting('pgtenancy.saved')::pg_catalog.jsonb ->> 'role', true)`
-	restoreSettings = `select pg_catalog.set_config(s.name, v.value, true)
-		from pg_catalog.pg_settings s,
-			lateral (select coalesce(pg_catalog.current_setting('pgtenancy.saved')::pg_catalog.jsonb ->> s.name, s.reset_val) as value) v
-		where s.source = 'session' and s.name not like 'transaction%' and s.setting <> v.value`
-)

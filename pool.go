@@ -85,6 +85,8 @@ type Pool struct {
 	check  func(Tenant) error
 	db     sqlDB
 
+	background background // what listens for directories
+
 	queryTracer pgx.QueryTracer
 	batchTracer pgx.BatchTracer
 }
@@ -112,12 +114,12 @@ func NewPoolWithConfig(ctx context.Context, cfg *PoolConfig) (*Pool, error) {
 		Entry:      wire.Entry(c.Entry),
 		Setting:    c.Setting,
 	})}
-	if p.conns, err = newConns(ctx, c.Conns, p.wire, c.Direct != nil); err != nil {
+	if p.conns, err = newConns(ctx, c.Conns, p.wire, c.Direct != nil, c.Direct == nil && c.Entry != EntryFunction); err != nil {
 		return nil, err
 	}
 	p.direct = p.conns
 	if c.Direct != nil {
-		if p.direct, err = newConns(ctx, c.Direct, p.wire, false); err != nil {
+		if p.direct, err = newConns(ctx, c.Direct, p.wire, false, true); err != nil {
 			p.conns.Close()
 			return nil, err
 		}
@@ -214,6 +216,7 @@ func checkConns(field string, conns *pgxpool.Config) error {
 
 // Close closes all connections. It waits until those in use have been given back.
 func (p *Pool) Close() {
+	p.background.close()
 	p.closeDB()
 	p.conns.Close()
 	if p.direct != p.conns {

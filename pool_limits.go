@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -107,8 +106,9 @@ const startRoleSQL = `coalesce((
 // newConns returns connections to the server, or with pooler to a pooler in front of it.
 //
 // Each connection learns the role of statements whose tenant has none: what ALTER ROLE, the connection string or the user's
-// hook has made it. Behind a pooler it may be what somebody else's SQL has made it, and only ALTER ROLE counts.
-func newConns(ctx context.Context, cfg *pgxpool.Config, shared *wire.Shared, pooler bool) (*conns, error) {
+// hook has made it. Behind a pooler it may be what somebody else's SQL has made it, and only ALTER ROLE counts. With probe it
+// also finds out whether there is a pooler that nobody told of.
+func newConns(ctx context.Context, cfg *pgxpool.Config, shared *wire.Shared, pooler, probe bool) (*conns, error) {
 	cfg = neutral(cfg)
 	after := cfg.AfterConnect
 	cfg.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
@@ -121,12 +121,18 @@ func newConns(ctx context.Context, cfg *pgxpool.Config, shared *wire.Shared, poo
 		if pooler {
 			role = startRoleSQL
 		}
-		result := c.PgConn().ExecParams(ctx, "select "+role+", pg_catalog.pg_backend_pid()", nil, nil, nil, nil).Read()
+		sql := "select " + role
+		if probe {
+			// A pooler makes up the process that it says the connection has. On a connection without one, nothing resolves outside a
+			// scope; and PostgreSQL, which works out the path anew before each scope is entered, has an easy one.
+			sql += fmt.Sprintf(", case when pg_catalog.pg_backend_pid() operator(pg_catalog.=) %d then pg_catalog.set_config('search_path', '', false) end",
+				c.PgConn().PID())
+		}
+		result := c.PgConn().ExecParams(ctx, sql, nil, nil, nil, nil).Read()
 		if result.Err != nil {
 			return result.Err
 		}
-		// A pooler makes up the process that it says the connection has.
-		direct := !pooler && string(result.Rows[0][1]) == strconv.FormatUint(uint64(c.PgConn().PID()), 10)
+		direct := probe && result.Rows[0][1] != nil
 		c.PgConn().CustomData()[customData] = &conn{Conn: *wire.NewConn(c, shared, string(result.Rows[0][0]), direct)}
 		return nil
 	}

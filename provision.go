@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
@@ -45,9 +44,7 @@ func (f *Fleet) Provision(ctx context.Context, id string, opts *ProvisionOpts) (
 	if err != nil {
 		return Tenant{}, err
 	}
-	if n := len(f.tenant); n > 0 {
-		t.version = f.tenant[n-1].version
-	}
+	t.version = f.tenant.newest()
 	if err := f.registryReady(ctx); err != nil {
 		return Tenant{}, err
 	}
@@ -99,33 +96,22 @@ func (f *Fleet) provision(ctx context.Context, wc *conn, t Tenant, domains []str
 	}()
 
 	ctx = WithTenant(ctx, t) // the caller's may carry another
-	if _, err := wc.Run(ctx, append([]wire.Step{{SQL: beginSQL}}, registerSteps(t, domains)...)); err != nil {
+	if _, err := wc.Run(ctx, append([]wire.Step{{SQL: beginSQL}}, f.registerSteps(t, domains)...)); err != nil {
 		return taken(t, err)
 	}
 	scope := f.ownerScope(t)
-	run := []wire.Step{{SQL: "create schema " + t.path}}
-	run = append(run, f.grantSteps(t, false)...)
-	starts := make([]int, len(f.tenant)) // of each migration's statements in run
-	for i := range f.tenant {
-		run = append(run, f.tenant[i].before(scope)...)
-		starts[i] = len(run)
-		run = append(run, f.tenant[i].steps()...)
+	outer := &tx{binding: binding{tenant: t}, pool: f.owner, conn: wc, scope: scope}
+	var p pipeline
+	p.add(origin{}, wire.Step{SQL: "create schema " + t.path})
+	p.add(origin{}, f.grantSteps(t, false)...)
+	if err := f.build(ctx, outer, t, &p, nil); err != nil {
+		return err
 	}
-	started := time.Now()
-	if tags, err := wc.Run(ctx, run); err != nil {
-		for i := range f.tenant {
-			if at := len(tags) - starts[i]; at >= 0 && at < len(f.tenant[i].statements) {
-				return f.tenant[i].failed(t.id, at, err)
-			}
-		}
-		return taken(t, err)
-	}
-	run = append(f.historySteps(t, time.Since(started)), wire.Step{Scope: scope}, wire.Step{SQL: rowSecurity("on")})
+	run := append(f.historySteps(t, false), notifyStep(t.id), wire.Step{Scope: scope}, wire.Step{SQL: rowSecurity("on")})
 	if _, err := wc.Run(ctx, run); err != nil {
 		return fmt.Errorf("pgtenancy: provision %s: %w", t, err)
 	}
 
-	outer := &tx{binding: binding{tenant: t}, pool: f.owner, conn: wc, scope: scope}
 	if seed != nil {
 		if err := runSeed(ctx, outer, seed); err != nil {
 			return fmt.Errorf("pgtenancy: provision %s: seed: %w", t, err)
@@ -136,6 +122,48 @@ func (f *Fleet) provision(ctx context.Context, wc *conn, t Tenant, domains []str
 	}
 	committed = true
 	return nil
+}
+
+// build runs all tenant migrations in the transaction tx, after the steps of p. after, which may be nil, is called after
+// each of them.
+func (f *Fleet) build(ctx context.Context, tx *tx, t Tenant, p *pipeline, after func(version int64) error) error {
+	s := &schema{tenant: t, scope: tx.scope}
+	send := func() error {
+		if len(p.steps) == 0 {
+			return nil
+		}
+		_, err := p.run(ctx, tx.conn, s)
+		p.steps, p.origins = nil, nil
+		var failed *MigrationError
+		if err != nil && !errors.As(err, &failed) {
+			return taken(t, err)
+		}
+		return err
+	}
+	for i := range f.tenant.all {
+		m := &f.tenant.all[i]
+		p.add(origin{&m.Up, around}, wire.Step{SQL: rowSecurity("off")})
+		if m.Up.Func == nil {
+			p.script(&m.Up, s.scope)
+		} else {
+			p.add(origin{&m.Up, around}, wire.Step{Scope: s.scope})
+			if err := send(); err != nil {
+				return err
+			}
+			if err := runSeed(ctx, tx, m.Up.Func); err != nil {
+				return failedAt(t.id, &m.Up, around, err)
+			}
+		}
+		if after != nil {
+			if err := send(); err != nil {
+				return err
+			}
+			if err := after(m.Version); err != nil {
+				return err
+			}
+		}
+	}
+	return send()
 }
 
 // runSeed calls seed in a savepoint, so that it cannot end the transaction.
@@ -170,11 +198,12 @@ func (t *seedTx) Rollback(ctx context.Context) error {
 }
 
 // registerSteps writes the tenant into the registry.
-func registerSteps(t Tenant, domains []string) []wire.Step {
+func (f *Fleet) registerSteps(t Tenant, domains []string) []wire.Step {
+	n, _ := f.tenant.upTo(t.version)
 	steps := []wire.Step{{
-		SQL: `insert into pgtenancy.tenants (id, schema_name, role_name, state, version, attributes)
-			values ($1, $2, $3, $4, $5, $6::text::jsonb)`,
-		Args: []any{t.id, t.schema, t.role, t.state.String(), t.version, attributesJSON(t)},
+		SQL: `insert into pgtenancy.tenants (id, schema_name, role_name, state, version, digest, attributes)
+			values ($1, $2, $3, $4, $5, $6, $7::text::jsonb)`,
+		Args: []any{t.id, t.schema, t.role, t.state.String(), t.version, f.tenant.digest(n), attributesJSON(t)},
 	}}
 	for _, d := range domains {
 		steps = append(steps, wire.Step{SQL: `insert into pgtenancy.domains (domain, tenant_id) values ($1, $2)`, Args: []any{d, t.id}})
@@ -202,23 +231,23 @@ func (f *Fleet) grantSteps(t Tenant, existing bool) []wire.Step {
 	return steps
 }
 
-// historySteps records that t had all migrations at once.
-func (f *Fleet) historySteps(t Tenant, took time.Duration) []wire.Step {
-	if len(f.tenant) == 0 {
+// historySteps records that t has had all migrations up to its version, in this transaction or without being run.
+func (f *Fleet) historySteps(t Tenant, adopted bool) []wire.Step {
+	n, _ := f.tenant.upTo(t.version)
+	if n == 0 {
 		return nil
 	}
 	var versions []int64
 	var names, checksums []string
-	for i := range f.tenant {
-		versions = append(versions, f.tenant[i].version)
-		names = append(names, f.tenant[i].name)
-		checksums = append(checksums, f.tenant[i].checksum)
+	for i := range f.tenant.all[:n] {
+		m := &f.tenant.all[i]
+		versions, names, checksums = append(versions, m.Version), append(names, m.Name), append(checksums, m.Checksum)
 	}
 	return []wire.Step{{
 		SQL: `insert into pgtenancy.migrations (tenant_id, version, name, checksum, duration)
-			select $1, m.version, m.name, m.checksum, make_interval(secs => $5)
+			select $1, m.version, m.name, m.checksum, case when not $5::bool then (pg_catalog.clock_timestamp() - pg_catalog.transaction_timestamp()) / $6::int end
 			from unnest($2::bigint[], $3::text[], $4::text[]) m (version, name, checksum)`,
-		Args: []any{t.id, versions, names, checksums, took.Seconds() / float64(len(f.tenant))},
+		Args: []any{t.id, versions, names, checksums, adopted, n},
 	}}
 }
 
@@ -264,8 +293,8 @@ func (f *Fleet) Adopt(ctx context.Context, id, schema string, opts *AdoptOpts) (
 	if err != nil {
 		return Tenant{}, err
 	}
-	if o.Version < 0 || o.Version > int64(len(f.tenant)) {
-		return Tenant{}, invalid("AdoptOpts.Version", fmt.Sprint(o.Version), fmt.Sprintf("must be the number of a tenant migration, from 0 to %d", len(f.tenant)))
+	if _, ok := f.tenant.upTo(o.Version); !ok {
+		return Tenant{}, invalid("AdoptOpts.Version", fmt.Sprint(o.Version), "must be the version of a tenant migration, or 0")
 	}
 	t.version = o.Version
 	if err := f.registryReady(ctx); err != nil {
@@ -279,7 +308,8 @@ func (f *Fleet) Adopt(ctx context.Context, id, schema string, opts *AdoptOpts) (
 		if !exists {
 			return invalid("Tenant.Schema", schema, "must be the name of a schema that exists")
 		}
-		run := append([]wire.Step{{SQL: beginSQL}}, registerSteps(t, domains)...)
+		run := append([]wire.Step{{SQL: beginSQL}}, f.registerSteps(t, domains)...)
+		run = append(append(run, f.historySteps(t, true)...), notifyStep(t.id))
 		run = append(append(run, f.grantSteps(t, true)...), wire.Step{SQL: "commit"})
 		if _, err := wc.Run(ctx, run); err != nil {
 			return taken(t, err)

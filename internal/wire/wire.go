@@ -136,8 +136,7 @@ type stmt struct {
 // it lasts, with nothing in between that prepares statements on other backends.
 func NewConn(conn *pgx.Conn, shared *Shared, role string, direct bool) *Conn {
 	return &Conn{
-		conn: conn, pg: conn.PgConn(), types: conn.TypeMap(), shared: shared, role: []byte(role),
-		direct:   direct && shared.entry != EntryFunction, // which is for AWS RDS Proxy, whatever that says of processes
+		conn: conn, pg: conn.PgConn(), types: conn.TypeMap(), shared: shared, role: []byte(role), direct: direct,
 		prepared: lru.New[stmtKey, *stmt](shared.statements),
 		seen:     lru.New[stmtKey, struct{}](shared.statements),
 	}
