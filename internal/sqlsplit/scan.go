@@ -130,7 +130,7 @@ func scanEscapeString(src string, pos int) (int, string) {
 func scanDollar(src string, pos int) (int, string) {
 	end := pos + 1
 	if end < len(src) && isDigit(src[end]) {
-		return scanNumber(src, end), ""
+		return skipDigits(src, end, decimal, false), ""
 	}
 	for end < len(src) && isIdentCont(src[end]) {
 		end++
@@ -142,11 +142,68 @@ func scanDollar(src string, pos int) (int, string) {
 	return skipTo(src, end, src[pos:end], "unterminated dollar-quoted string")
 }
 
-// scanNumber returns the end of the number at pos. Letters belong to it (0xFF,
-// 1e5, or a mistake for the server to name) but a dollar sign does not.
+// scanNumber returns the end of the number at pos, or of its part before a dot
+// or a sign. To PostgreSQL 16 and later 0x1F and 1_000 are numbers, and from 15
+// on no name may follow a number at once. Before, one began right there: 1_000$$
+// is the number 1 and the name _000$$, and 1FROM has a keyword.
 func scanNumber(src string, pos int) int {
-	for pos < len(src) && isIdentCont(src[pos]) {
-		pos++
+	if end := skipNumber(src, pos, true); end == len(src) || !isIdentCont(src[end]) && src[end] != '$' {
+		return end
+	}
+	return skipNumber(src, pos, false)
+}
+
+// skipNumber is scanNumber by the rules of PostgreSQL 16, or those before.
+func skipNumber(src string, pos int, v16 bool) int {
+	if v16 && src[pos] == '0' && pos+1 < len(src) {
+		if end := skipDigits(src, pos+2, radixDigits(src[pos+1]), true); end > pos+2 {
+			return end
+		}
+	}
+	end := skipDigits(src, pos, decimal, v16)
+	// The e of 1e5, 1.e5 or 1e-5 is no name if digits follow.
+	exp := end
+	if exp < len(src) && src[exp] == '.' {
+		exp++
+	}
+	if exp == len(src) || src[exp]|0x20 != 'e' {
+		return end
+	}
+	exp++
+	switch {
+	case exp < len(src) && isDigit(src[exp]):
+		return skipDigits(src, exp, decimal, v16)
+	case exp+1 < len(src) && (src[exp] == '-' || src[exp] == '+') && isDigit(src[exp+1]):
+		return exp
+	}
+	return end
+}
+
+const decimal = "0123456789"
+
+// radixDigits returns the digits of numbers that start with 0 and prefix, if
+// there are any.
+func radixDigits(prefix byte) string {
+	switch prefix | 0x20 {
+	case 'x':
+		return decimal + "abcdefABCDEF"
+	case 'o':
+		return "01234567"
+	case 'b':
+		return "01"
+	}
+	return ""
+}
+
+// skipDigits returns the end of the digits at pos, between which, and before
+// which, there may be single underscores.
+func skipDigits(src string, pos int, digits string, underscores bool) int {
+	for at := pos; at < len(src); at++ {
+		if strings.IndexByte(digits, src[at]) >= 0 {
+			pos = at + 1
+		} else if !underscores || src[at] != '_' || at > pos {
+			break
+		}
 	}
 	return pos
 }

@@ -15,6 +15,13 @@
 // A byte order mark at the start, Windows line ends and empty statements are
 // passed over.
 //
+// What comes out depends on no version of PostgreSQL, of those that have BEGIN
+// ATOMIC (14 and later): where two would split the same text in two ways, one
+// of them rejects it. So it is with a name that touches a number (1a$$; 14 also
+// finds one in 0x1F and 1_000, which are numbers since 16), and with the vertical
+// tab, which is white space since 16. The module in pgparser compares this
+// package with PostgreSQL's own parser.
+//
 // It is a scanner and not a parser: a statement that comes out of it can still
 // be one that the server rejects. What it does refuse, with an [*Error] that
 // carries the line, is text that has no end (a string, comment, parenthesis or
@@ -173,6 +180,8 @@ func (st *state) add(src string, at, end int) string {
 			// In a body every statement has its semicolon, so any other END
 			// closes a CASE or is a name.
 			st.bodies--
+		case isWord(tok, "WHERE") && prev != "." && isWord(st.head[0], "COPY"):
+			st.head[0] = "" // any FROM in the condition is IS DISTINCT FROM
 		case (isWord(tok, "STDIN") || isWord(tok, "STDOUT")) && isWord(prev, "FROM") && isWord(st.head[0], "COPY"):
 			// The server reads FROM STDOUT as FROM STDIN.
 			return "COPY FROM STDIN has no data to read here: use INSERT or a Go function"

@@ -50,7 +50,7 @@ var splitTests = []struct {
 	{"name that ends in e", "the e is of the identifier, the string is standard", `SELECT date'\'; SELECT namee'\'; SELECT _e'\'`, []string{`SELECT date'\'`, `SELECT namee'\'`, `SELECT _e'\'`}},
 	{"e after high byte", "bytes above ASCII are of the identifier", `SELECT ée'\'; SELECT 2`, []string{`SELECT ée'\'`, "SELECT 2"}},
 	{"e after dollar", "a dollar sign is of the identifier", `SELECT a$e'\'; SELECT 2`, []string{`SELECT a$e'\'`, "SELECT 2"}},
-	{"e after digit", "the e is of the number", `SELECT 1e'\'; SELECT 2`, []string{`SELECT 1e'\'`, "SELECT 2"}},
+	{"e after digit", "without digits the e is not of the number", `SELECT 1e'\';'; SELECT 2`, []string{`SELECT 1e'\';'`, "SELECT 2"}},
 	{"e after dot", "a dot ends a token", `SELECT t.e'\';'; SELECT 2`, []string{`SELECT t.e'\';'`, "SELECT 2"}},
 	{"e apart from its quote", "the prefix must touch the quote", `SELECT e '\'; SELECT 2`, []string{`SELECT e '\'`, "SELECT 2"}},
 	{
@@ -69,6 +69,8 @@ var splitTests = []struct {
 	{"tag with a space", "such a thing is not a tag", "SELECT $a b$; SELECT $ $; SELECT 3", []string{"SELECT $a b$", "SELECT $ $", "SELECT 3"}},
 	{"dollar in a name", "an identifier takes the $ that follows it", "SELECT a$$; SELECT foo$1$; SELECT b1$x$; SELECT 4", []string{"SELECT a$$", "SELECT foo$1$", "SELECT b1$x$", "SELECT 4"}},
 	{"dollar after a number", "a number takes no $", "SELECT 1$$;$$; SELECT 2", []string{"SELECT 1$$;$$", "SELECT 2"}},
+	{"dollar after a literal", "1e5 and the like are numbers", "SELECT 1e5$$;$$; SELECT 1.e5$$;$$; SELECT 1e-5$$;$$; SELECT 4", []string{"SELECT 1e5$$;$$", "SELECT 1.e5$$;$$", "SELECT 1e-5$$;$$", "SELECT 4"}},
+	{"name after a number", "before PostgreSQL 15 it may touch the number, and takes its $", "SELECT 1a$$; SELECT 0x1F$$; SELECT 1_000$$; SELECT 1e5e$$; SELECT $1_0$$; SELECT 6", []string{"SELECT 1a$$", "SELECT 0x1F$$", "SELECT 1_000$$", "SELECT 1e5e$$", "SELECT $1_0$$", "SELECT 6"}},
 	{"dollar after a quoted name", "a quoted name takes no $", `SELECT "a"$$;$$; SELECT 2`, []string{`SELECT "a"$$;$$`, "SELECT 2"}},
 	{"dollar without an end", "$a alone is an operator-like byte and a name", "SELECT $a; SELECT $; SELECT 3", []string{"SELECT $a", "SELECT $", "SELECT 3"}},
 	{
@@ -93,7 +95,7 @@ var splitTests = []struct {
 		"rule", "a semicolon in parentheses is of the statement", "CREATE RULE r AS ON INSERT TO a DO ALSO (INSERT INTO b VALUES (1); DELETE FROM c); SELECT 2",
 		[]string{"CREATE RULE r AS ON INSERT TO a DO ALSO (INSERT INTO b VALUES (1); DELETE FROM c)", "SELECT 2"},
 	},
-	{"extra closing parenthesis", "the server may complain, the count stays at zero", "SELECT 1); SELECT (2); SELECT 3", []string{"SELECT 1)", "SELECT (2)", "SELECT 3"}},
+	{"extra closing parenthesis", "the server may complain, the count stays at zero", "SELECT 1); SELECT (2); SELECT ) (3; 4); SELECT 5", []string{"SELECT 1)", "SELECT (2)", "SELECT ) (3; 4)", "SELECT 5"}},
 	{"parenthesis in quotes", "only tokens count", "SELECT '('; SELECT \"(\"; SELECT $$($$; SELECT /*(*/ 4", []string{"SELECT '('", "SELECT \"(\"", "SELECT $$($$", "SELECT /*(*/ 4"}},
 
 	{
@@ -116,10 +118,18 @@ var splitTests = []struct {
 		"atomic as a name", "only BEGIN ATOMIC together opens a body", "CREATE FUNCTION begin() RETURNS int LANGUAGE sql AS 'SELECT 1'; SELECT begin atomic FROM t; SELECT 3",
 		[]string{"CREATE FUNCTION begin() RETURNS int LANGUAGE sql AS 'SELECT 1'", "SELECT begin atomic FROM t", "SELECT 3"},
 	},
+	{
+		"atomic after a number", "before PostgreSQL 15 a keyword may touch it", "CREATE FUNCTION f() RETURNS int COST 1.e5BEGIN ATOMIC SELECT 1; SELECT 2; END; SELECT 3",
+		[]string{"CREATE FUNCTION f() RETURNS int COST 1.e5BEGIN ATOMIC SELECT 1; SELECT 2; END", "SELECT 3"},
+	},
 	{"atomic empty", "a body may have no statement", "CREATE PROCEDURE p() BEGIN ATOMIC END; SELECT 2", []string{"CREATE PROCEDURE p() BEGIN ATOMIC END", "SELECT 2"}},
 	{
 		"atomic inner", "a function in a body has a body of its own", "CREATE FUNCTION f() BEGIN ATOMIC CREATE FUNCTION g() BEGIN ATOMIC SELECT 1; END; SELECT begin atomic; END; SELECT 2",
 		[]string{"CREATE FUNCTION f() BEGIN ATOMIC CREATE FUNCTION g() BEGIN ATOMIC SELECT 1; END; SELECT begin atomic; END", "SELECT 2"},
+	},
+	{
+		"atomic inner later", "each statement of a body has its own first words", "CREATE FUNCTION f() BEGIN ATOMIC SELECT 1 + 2; CREATE FUNCTION g() BEGIN ATOMIC SELECT 1; END; SELECT 3; END; SELECT 2",
+		[]string{"CREATE FUNCTION f() BEGIN ATOMIC SELECT 1 + 2; CREATE FUNCTION g() BEGIN ATOMIC SELECT 1; END; SELECT 3; END", "SELECT 2"},
 	},
 	{
 		"return body", "END of CASE outside a body closes nothing", "CREATE FUNCTION f(a int) RETURNS int RETURN CASE WHEN a > 0 THEN 1 END; SELECT 2",
@@ -135,6 +145,7 @@ var splitTests = []struct {
 		"copy to and from files", "only FROM STDIN has data in the file", "COPY t FROM '/f'; COPY t TO STDOUT; COPY t FROM PROGRAM 'x'; COPY (SELECT 1 FROM stdin) TO '/f'",
 		[]string{"COPY t FROM '/f'", "COPY t TO STDOUT", "COPY t FROM PROGRAM 'x'", "COPY (SELECT 1 FROM stdin) TO '/f'"},
 	},
+	{"copy with a condition", "after WHERE, STDIN is a column", "COPY t FROM '/f' WHERE a IS DISTINCT FROM stdin; SELECT 2", []string{"COPY t FROM '/f' WHERE a IS DISTINCT FROM stdin", "SELECT 2"}},
 	{"stdin elsewhere", "STDIN is a name outside COPY", "SELECT 1 FROM stdin; SELECT copy FROM stdin", []string{"SELECT 1 FROM stdin", "SELECT copy FROM stdin"}},
 	{"quoted stdin", "a quoted name is not the keyword", `COPY t FROM 'stdin'; COPY "from" TO 'stdin'`, []string{"COPY t FROM 'stdin'", `COPY "from" TO 'stdin'`}},
 	{"colons", "psql variables are left alone", "SELECT a[1:2], b::int, :'c;', :d; SELECT 2", []string{"SELECT a[1:2], b::int, :'c;', :d", "SELECT 2"}},
@@ -189,6 +200,7 @@ var errorTests = []struct {
 	{"lone backslash", "it has no name", "SELECT 1;\n\\", 2, `\:`},
 	{"copy from stdin", "the line is that of COPY", "SELECT 1;\nCOPY t (a, b)\nFROM STDIN;\n1\tit's\n\\.\n", 2, "COPY FROM STDIN"},
 	{"copy options", "comments, case and options change nothing", "copy t from /* ; */ stdin with (format csv);", 1, "COPY FROM STDIN"},
+	{"copy of where", "after a dot it is a name", "COPY s.where FROM STDIN;", 1, "COPY FROM STDIN"},
 	{"copy from stdout", "the server reads it as STDIN", "COPY t FROM STDOUT;", 1, "COPY FROM STDIN"},
 }
 
