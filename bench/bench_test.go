@@ -280,6 +280,7 @@ func TestOptions(t *testing.T) {
 	t.Parallel()
 	for _, args := range []string{
 		"-rounds=0", "-round=2h", "-tenants=1000000", "-tenants=x", "-delays=1h", "-choices=x", "-strategies=x", "-what=x", "-flood=9999999", "x",
+		"-fsync=x", "-migrate-tenants=0", "-fsync-tenants=0", "-goose-tenants=0", "-migrate-rounds=0", "-workers=0",
 	} {
 		if _, err := parse([]string{args}, io.Discard); err == nil {
 			t.Errorf("%s is accepted", args)

@@ -56,27 +56,44 @@ type options struct {
 	raw        string
 	seed       uint64
 	limit      time.Duration
+
+	bins           []string
+	fsync          []string
+	disk           string
+	migrateTenants int
+	fsyncTenants   int
+	gooseTenants   int
+	migrateRounds  int
+	workers        int
 }
 
 func parse(args []string, out io.Writer) (*options, error) {
 	var o options
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(out)
-	what := f.String("what", "read,memory,fairness", "what to measure")
+	what := f.String("what", "read,memory,fairness", "what to measure; migrate is there too")
 	keys := f.String("strategies", "", "the `strategies` of read, all unless told; the others are compared with the first")
 	tenants := f.String("tenants", "100,2000", "read: numbers of tenants")
 	choices := f.String("choices", "uniform,zipf", "read: how requests choose their tenant")
 	delays := f.String("delays", "0s,1ms", "read: round-trip times to add")
 	f.IntVar(&o.conns, "conns", 8, "read and fairness: connections of a pool")
 	f.IntVar(&o.goroutines, "goroutines", 16, "read: requests at a time")
-	f.IntVar(&o.rounds, "rounds", 10, "read and fairness: rounds, each of all strategies in random order")
+	f.IntVar(&o.rounds, "rounds", 7, "read and fairness: rounds, each of all strategies in random order")
 	f.DurationVar(&o.round, "round", 2*time.Second, "read and fairness: time of one strategy in a round")
-	f.DurationVar(&o.warm, "warm", 5*time.Second, "read: time of each strategy before the first round")
+	f.DurationVar(&o.warm, "warm", time.Second, "read: time of each strategy before it is measured, in each round")
 	f.IntVar(&o.memory, "memory-tenants", 1000, "memory: number of tenants, of 10 tables each")
 	f.IntVar(&o.flood, "flood", 500, "fairness: requests at a time of the tenant that floods")
 	f.DurationVar(&o.service, "service", 2*time.Millisecond, "fairness: time that a request takes on the server")
 	f.StringVar(&o.svg, "svg", "", "fairness: `file` for the plot")
 	f.StringVar(&o.raw, "raw", "", "read: `file` for the rounds in Go's benchmark format, which benchstat reads")
+	bins := f.String("bins", "", "migrate: `directories` of servers' programs, separated by commas; the one that is found unless told")
+	fsync := f.String("fsync", "on,off", "migrate: the servers' fsync")
+	f.StringVar(&o.disk, "disk", "", "migrate: `directory` for the files of servers with fsync, which should not be in memory; TMPDIR unless told")
+	f.IntVar(&o.migrateTenants, "migrate-tenants", 1000, "migrate: number of tenants")
+	f.IntVar(&o.fsyncTenants, "fsync-tenants", 250, "migrate: number of tenants with fsync: a disk may take longer to remove their files than to migrate them")
+	f.IntVar(&o.gooseTenants, "goose-tenants", 100, "migrate: number of those that goose gets")
+	f.IntVar(&o.migrateRounds, "migrate-rounds", 5, "migrate: rounds, each of all ways in random order")
+	f.IntVar(&o.workers, "workers", 4, "migrate: tenants at a time")
 	f.Uint64Var(&o.seed, "seed", 1, "seed of all random choices")
 	f.DurationVar(&o.limit, "limit", time.Hour, "time after which it gives up")
 	if err := f.Parse(args); err != nil {
@@ -98,7 +115,7 @@ func parse(args []string, out io.Writer) (*options, error) {
 	}
 	o.what = strings.Split(*what, ",")
 	for _, w := range o.what {
-		if !slices.Contains([]string{"read", "memory", "fairness"}, w) {
+		if !slices.Contains([]string{"read", "memory", "fairness", "migrate"}, w) {
 			errs = append(errs, fmt.Errorf("-what: nothing is called %q", w))
 		}
 	}
@@ -124,6 +141,20 @@ func parse(args []string, out io.Writer) (*options, error) {
 		limited("delays", d, time.Second)
 		o.delays = append(o.delays, d)
 	}
+	if *bins != "" {
+		o.bins = strings.Split(*bins, ",")
+	}
+	o.fsync = strings.Split(*fsync, ",")
+	for _, v := range o.fsync {
+		if v != "on" && v != "off" {
+			errs = append(errs, fmt.Errorf("-fsync must be on or off, not %q", v))
+		}
+	}
+	bound("migrate-tenants", o.migrateTenants, 1, 5000)
+	bound("fsync-tenants", o.fsyncTenants, 1, 5000)
+	bound("goose-tenants", o.gooseTenants, 1, 5000)
+	bound("migrate-rounds", o.migrateRounds, 1, 100)
+	bound("workers", o.workers, 1, 50)
 	bound("conns", o.conns, 1, 100)
 	bound("goroutines", o.goroutines, 1, 1000)
 	bound("rounds", o.rounds, 1, 100)
@@ -155,13 +186,18 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err := checkServer(); err != nil {
 		return err
 	}
-	server, err := pgtenancytest.Start(ctx)
-	if err != nil {
+	if err := describe(ctx, out, args); err != nil {
 		return err
 	}
-	defer server.Close()
-	if err := describe(ctx, out, server, args); err != nil {
-		return err
+	var server *pgtenancytest.Server
+	if !slices.Equal(o.what, []string{"migrate"}) {
+		if server, err = pgtenancytest.Start(ctx); err != nil {
+			return err
+		}
+		defer server.Close()
+		if err := describeServer(ctx, out, server); err != nil {
+			return err
+		}
 	}
 	for _, what := range o.what {
 		switch what {
@@ -175,6 +211,8 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 			err = withDatabase(ctx, server, o.memory, memoryTables, func(db *database) error { return compareMemory(ctx, out, db) })
 		case "fairness":
 			err = withDatabase(ctx, server, 2, 1, func(db *database) error { return compareFairness(ctx, o, out, db) })
+		case "migrate":
+			err = compareMigrations(ctx, o, out)
 		}
 		if err != nil {
 			return err
@@ -241,22 +279,11 @@ func reads(ctx context.Context, o *options, out, raw io.Writer, db *database) er
 }
 
 // describe prints what has to stand with every number.
-func describe(ctx context.Context, out io.Writer, server *pgtenancytest.Server, args []string) error {
-	conn, err := pgx.Connect(ctx, server.URL())
-	if err != nil {
-		return err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	var postgres, settings string
-	if err := conn.QueryRow(ctx, `select split_part(version(), ' on ', 1), (
-		select string_agg(name || '=' || current_setting(name), ', ' order by name) from pg_settings
-		where name in ('fsync', 'jit', 'max_connections', 'plan_cache_mode', 'shared_buffers'))`).Scan(&postgres, &settings); err != nil {
-		return err
-	}
+func describe(ctx context.Context, out io.Writer, args []string) error {
 	versions := runtime.Version()
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, dep := range info.Deps {
-			if dep.Path == "github.com/jackc/pgx/v5" || dep.Path == "gorm.io/gorm" {
+			if slices.Contains([]string{"github.com/jackc/pgx/v5", "gorm.io/gorm", "github.com/pressly/goose/v3"}, dep.Path) {
 				versions += ", " + dep.Path + " " + dep.Version
 			}
 		}
@@ -269,7 +296,26 @@ func describe(ctx context.Context, out io.Writer, server *pgtenancytest.Server, 
 	fmt.Fprintf(&b, "- %s, commit %s\n", time.Now().UTC().Format(time.DateOnly), strings.TrimSpace(string(commit)))
 	fmt.Fprintf(&b, "- `%s`\n", strings.TrimSpace("go run ./bench "+strings.Join(args, " ")))
 	fmt.Fprintf(&b, "- %s, %d cores, %s/%s, shared by the program and the server\n", processor(), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH)
-	fmt.Fprintf(&b, "- %s\n- %s (%s)\n", versions, postgres, settings)
+	fmt.Fprintf(&b, "- %s\n", versions)
+	return write(out, &b)
+}
+
+// describeServer prints what is measured on.
+func describeServer(ctx context.Context, out io.Writer, server *pgtenancytest.Server) error {
+	conn, err := pgx.Connect(ctx, server.URL())
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var b strings.Builder
+	var postgres, settings string
+	if err := conn.QueryRow(ctx, `select split_part(version(), ' on ', 1), (
+		select string_agg(name || '=' || current_setting(name), ', ' order by name) from pg_settings
+		where name in ('autovacuum', 'fsync', 'jit', 'max_connections', 'max_locks_per_transaction', 'plan_cache_mode', 'shared_buffers'))`,
+	).Scan(&postgres, &settings); err != nil {
+		return err
+	}
+	fmt.Fprintf(&b, "- %s (%s)\n", postgres, settings)
 	return write(out, &b)
 }
 
