@@ -318,7 +318,8 @@ type BaselineOpts struct {
 
 // Baseline records that tenants have had all migrations up to a version, without running any: for schemas that were made
 // by other means. It takes tenants at version 0. It also takes those that are at the version already, to record them
-// anew: that is the way to accept that files were changed, renamed or removed after they ran. Others are left as they are,
+// anew: that is the way to accept that files were changed, renamed or removed after they ran, and to forget a migration that is
+// unfinished. Others are left as they are,
 // and are an error where they are named. It returns the number of tenants that it recorded anything for. opts may be nil.
 func (f *Fleet) Baseline(ctx context.Context, version int64, opts *BaselineOpts) (int, error) {
 	n, ok := f.tenant.upTo(version)
@@ -356,6 +357,9 @@ func (f *Fleet) Baseline(ctx context.Context, version int64, opts *BaselineOpts)
 				order by t.id limit $4 for update`, after, version, ids, tenantsPage) // the error is in rows
 			var err error
 			if page, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil || len(page) == 0 {
+				return err
+			}
+			if _, err := tx.Exec(ctx, `delete from pgtenancy.unfinished where tenant_id = any($1)`, page); err != nil {
 				return err
 			}
 			if _, err := tx.Exec(ctx, `delete from pgtenancy.migrations where tenant_id = any($1) and version <> all($2)`, page, versions); err != nil {

@@ -22,8 +22,9 @@ import (
 
 // runAlone runs a task statement by statement. A session-level lock keeps others away, since it lasts as long as the
 // backend works: PostgreSQL goes on building an index for a client that was killed.
-func (f *Fleet) runAlone(ctx context.Context, wc *conn, s *schema, t task, lockTimeout time.Duration) (done int, err error) {
-	a := &alone{f, wc, s, t}
+func (f *Fleet) runAlone(ctx context.Context, wc *conn, j job, lockTimeout time.Duration) (done int, err error) {
+	s, t := j.schema, j.task
+	a := &alone{wc, j}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), wire.CleanupTimeout)
 		defer cancel()
@@ -65,11 +66,10 @@ func (f *Fleet) runAlone(ctx context.Context, wc *conn, s *schema, t task, lockT
 	return 1, nil
 }
 
+// alone is a job that is no transaction.
 type alone struct {
-	fleet *Fleet
-	conn  *conn
-	*schema
-	task
+	conn *conn
+	job
 }
 
 // resume returns the statement at which the migration begins, and whether that one may have run before.
@@ -129,10 +129,10 @@ func (a *alone) transaction(ctx context.Context, i int, lockTimeout time.Duratio
 	one := &migration.Script{File: a.script.File, Statements: a.script.Statements[i : i+1]}
 	var p pipeline
 	p.add(origin{one, around}, wire.Step{SQL: beginSQL})
-	p.add(origin{one, around}, wire.Step{SQL: `with claimed as (select) ` + settle("$1", "$2"), Args: []any{timeoutSetting(lockTimeout), true}})
+	p.add(origin{one, around}, wire.Step{SQL: `with claimed as (select) ` + settle("false", "$1", "$2"), Args: []any{timeoutSetting(lockTimeout), true}})
 	p.script(one, a.scope)
 	p.add(origin{one, around}, a.trace(i+1, false), commitStep)
-	_, err := p.run(ctx, a.conn, a.schema)
+	_, err := p.run(ctx, a.conn, always(a.schema))
 	return err
 }
 
@@ -164,10 +164,16 @@ func (a *alone) statement(ctx context.Context, i int, begun bool) error {
 	}
 	if _, err := a.conn.Run(ctx, []wire.Step{{SQL: st.SQL}}); err != nil {
 		if !a.conn.Pgx().IsClosed() { // it failed, and nothing else happened to it
+			next := a.trace(i, false)
 			if !isCode(err, "42P07") { // duplicate_table: what there is, is not of this statement
-				_, _ = a.recover(ctx, st.Alone) // the error that counts is the one above
+				switch done, err := a.recover(ctx, st.Alone); { // the error that counts is the one above
+				case err != nil:
+					next = a.trace(i, true)
+				case done:
+					next = a.trace(i+1, false)
+				}
 			}
-			_, _ = a.conn.Run(ctx, []wire.Step{a.trace(i, false)})
+			_, _ = a.conn.Run(ctx, []wire.Step{next})
 		}
 		return a.failed(i, err)
 	}
@@ -254,8 +260,8 @@ func (a *alone) finish(ctx context.Context) error {
 		put = wire.Step{SQL: `update pgtenancy.registry set shared_version = $1, shared_digest = $2`, Args: []any{a.to.version, a.to.digest}}
 	}
 	var p pipeline
-	p.add(origin{a.script, around}, wire.Step{SQL: beginSQL}, put, recordStep(a.schema, a.task),
+	p.add(origin{a.script, around}, wire.Step{SQL: beginSQL}, put, recordStep(a.job),
 		wire.Step{SQL: `delete from pgtenancy.unfinished where tenant_id = $1`, Args: []any{a.tenant.id}}, commitStep)
-	_, err := p.run(ctx, a.conn, a.schema)
+	_, err := p.run(ctx, a.conn, always(a.schema))
 	return err
 }

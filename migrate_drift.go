@@ -27,8 +27,9 @@ type DriftOpts struct {
 	Reference string
 
 	// Fresh makes the reference a schema that is built from the migrations, as Provision would build it, in a transaction that is
-	// rolled back. It holds the locks that the migrations take on shared tables until then. Tenants at a version for which there is
-	// no migration at hand are compared with each other. Not with Reference.
+	// rolled back; it is looked at after each version that a tenant is at. It holds the locks that the migrations take on shared
+	// tables until then, and calls the migrations in Go. Tenants at a version for which there is no migration at hand are compared
+	// with each other. Not with Reference.
 	Fresh bool
 }
 

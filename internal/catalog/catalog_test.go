@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-
 	"strings"
 	"testing"
 
@@ -56,7 +55,7 @@ const baseSQL = `
 	create policy any_note on orders for select using (note <> '');
 	create aggregate longest(text) (sfunc = textcat, stype = text);
 	create operator === (function = int4eq, leftarg = int, rightarg = int);
-	create table events (at date, what text, price numeric(10, 2)) partition by range (at);
+	create table events (at date unique, what text, price numeric(10, 2) check (price > 0)) partition by range (at);
 	create table events_old partition of events for values from ('2000-01-01') to ('2020-01-01');
 	create table extra_notes (more text) inherits (customers);
 	create index on events (what);
@@ -126,6 +125,10 @@ func TestAlike(t *testing.T) {
 			t.Errorf("%s differs from %s: %v", names[0], name, diffs)
 		}
 	}
+	exec(t, conn, "set search_path = tenant_acme; set quote_all_identifiers = on; set standard_conforming_strings = off")
+	if again, err := c.Read(t.Context(), conn, schemas); err != nil || !slices.Equal(again, shapes) {
+		t.Errorf("in another session they have other shapes, or error %v", err)
+	}
 	for _, name := range []string{"tenant_acme_2", "acme", "tenant-x"} { // they are called as nothing in them is
 		if i := slices.Index(names, name); shapes[i] != shapes[0] {
 			t.Errorf("%s has a shape of its own", name)
@@ -180,7 +183,7 @@ func TestDiff(t *testing.T) {
 			[]string{`partition events_old: of events FOR VALUES FROM ('2000-01-01') TO ('2020-01-01') => of events FOR VALUES FROM ('2001-01-01') TO ('2020-01-01')`},
 		},
 		{
-			"partition key", `drop table events; create table events (at date, what text, price numeric(10, 2)) partition by list (at); create table events_old partition of events for values in ('2001-01-01'); create index on events (what)`,
+			"partition key", `drop table events; create table events (at date unique, what text, price numeric(10, 2) check (price > 0)) partition by list (at); create table events_old partition of events for values in ('2001-01-01'); create index on events (what)`,
 			[]string{
 				`table events: table, partition by RANGE (at) => table, partition by LIST (at)`,
 				`partition events_old: of events FOR VALUES FROM ('2000-01-01') TO ('2020-01-01') => of events FOR VALUES IN ('2001-01-01')`,
@@ -268,6 +271,21 @@ func TestDiff(t *testing.T) {
 		{
 			"unique", `alter table customers add unique (mail)`,
 			[]string{`constraint customers.customers_mail_key: => UNIQUE (mail)`},
+		},
+		{
+			"constraint of a partitioned table", `alter table events drop constraint events_at_key; alter table events drop constraint events_price_check`,
+			[]string{
+				`constraint events.events_at_key: UNIQUE (at) =>`,
+				`constraint events.events_price_check: CHECK ((price > (0)::numeric)) =>`,
+			},
+		},
+		{
+			"constraint of a table with a child", `alter table customers add constraint mail check (mail <> '')`,
+			[]string{`constraint customers.mail: => CHECK (((mail)::text <> ''::text))`},
+		},
+		{
+			"constraint of a child", `alter table extra_notes add constraint more check (more <> '')`,
+			[]string{`constraint extra_notes.more: => CHECK ((more <> ''::text))`},
 		},
 		{
 			"name of a constraint", `alter table orders rename constraint orders_pkey to pk`,

@@ -16,8 +16,8 @@ import (
 // watched is a connection that calls functions around what it sends.
 type watched struct {
 	*pgx.Conn
-	before, after func(sql string)
-	begun         int
+	before func(sql string)
+	begun  int
 }
 
 func (w *watched) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
