@@ -25,7 +25,7 @@
 //
 // # Tenants
 //
-// Provision makes a tenant: schema, migrations, first rows, all in one transaction.
+// [Fleet.Provision] makes a tenant: schema, migrations, first rows, all in one transaction.
 //
 //	acme, err := fleet.Provision(ctx, "acme", &pgtenancy.ProvisionOpts{
 //		Seed: func(ctx context.Context, tx pgx.Tx) error {
@@ -36,6 +36,21 @@
 //
 // [Fleet.Adopt] makes a tenant of a schema that exists. [Fleet.Tenants] iterates over all tenants, and [Fleet.Each] calls a
 // function for each.
+//
+// # Migrations
+//
+// [Fleet.Migrate] brings all schemas to the newest version, several at a time, one transaction for each migration and tenant.
+// The files may be those of golang-migrate, goose or tern. Where there is nothing to do it is one query. A tenant that fails keeps
+// nobody else from going on, and calling it again does what is missing, also after a crash. [MigrateOpts] has canaries, waves, a
+// limit on failures, a plan without running it, and progress:
+//
+//	report, err := fleet.Migrate(ctx, &pgtenancy.MigrateOpts{Canary: []string{"our-own"}, WaveSize: 200, MaxFailureShare: 0.01})
+//
+// A statement waits for a lock for half a second at most, and is tried again later: new queries of the table queue up behind it
+// meanwhile. CREATE INDEX CONCURRENTLY and its like run outside transactions, and are found and finished after a crash.
+// [Fleet.Status] says who is at which version, [Fleet.Drift] whose schema is not like the others, and [Check] warns in a unit
+// test of migrations that are dangerous with many schemas. [Fleet.MigrateDown] goes back, and [Fleet.Baseline] takes existing
+// schemas as they are.
 //
 // # Requests
 //
@@ -63,7 +78,8 @@
 // search_path and the setting app.current_tenant are set in the pipeline that carries the statement, local to its
 // transaction. It is one round trip, nothing is left on the connection, and the same code is right behind a transaction
 // pooler. PostgreSQL skips a schema in search_path that does not exist, or that the role may not use, without a word; the
-// pipeline therefore checks what the path became, and fails with [ErrTenantNotFound] before the statement runs.
+// pipeline therefore checks what the path became, and fails with [ErrTenantNotFound] before the statement runs. Outside a scope
+// a direct connection has an empty search_path, so that what a hook of the pool's sends finds no table by accident.
 //
 // Callers that wait for a connection are served round-robin over tenants, and PoolConfig.Limits bounds what one tenant may
 // take: connections, waiters, time. Bounds hold in one process: a tenant's share of the database is that times the number

@@ -218,8 +218,9 @@ func (db *testDB) kill(t *testing.T, pid uint32) {
 	t.Helper()
 	conn := db.admin(t)
 	defer conn.Close(context.Background())
-	if _, err := conn.Exec(bare(t), "select pg_terminate_backend($1, 5000)", pid); err != nil {
-		t.Fatal(err)
+	var gone bool
+	if err := conn.QueryRow(bare(t), "select pg_terminate_backend($1, $2)", pid, patience.Milliseconds()).Scan(&gone); err != nil || !gone {
+		t.Fatalf("backend %d is gone: %t, %v", pid, gone, err)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -96,22 +95,22 @@ func TestFailures(t *testing.T) {
 				return p.SendBatch(ctx, b).Close()
 			}},
 			{"cancelled during Exec", "", func(ctx context.Context, cancel func()) error {
-				defer time.AfterFunc(20*time.Millisecond, cancel).Stop()
-				_, err := p.Exec(ctx, "insert into notes (body) select pg_sleep(10)::text")
+				defer db.onceAsleep(t, cancel)()
+				_, err := p.Exec(ctx, "insert into notes (body) select pg_sleep(100)::text")
 				return err
 			}},
 			{"cancelled during a transaction", "", func(ctx context.Context, cancel func()) error {
-				defer time.AfterFunc(20*time.Millisecond, cancel).Stop()
+				defer db.onceAsleep(t, cancel)()
 				return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
-					_, err := tx.Exec(ctx, "select pg_sleep($1)", 10)
+					_, err := tx.Exec(ctx, "select pg_sleep($1)", 100)
 					return err
 				})
 			}},
 			{"cancelled during a batch", "", func(ctx context.Context, cancel func()) error {
-				defer time.AfterFunc(20*time.Millisecond, cancel).Stop()
+				defer db.onceAsleep(t, cancel)()
 				b := &pgx.Batch{}
 				b.Queue("insert into notes (body) values ('x')")
-				b.Queue("select pg_sleep(10)")
+				b.Queue("select pg_sleep(100)")
 				return p.SendBatch(ctx, b).Close()
 			}},
 			{"cancelled while rows are read", "", func(ctx context.Context, cancel func()) error {

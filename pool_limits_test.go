@@ -37,15 +37,13 @@ func TestLimitsConns(t *testing.T) {
 	_, err := p.Exec(as(t, db.globex), "select 1")
 	checkIs(t, "where none may wait", err, pgtenancy.ErrTenantBusy)
 
-	waits := make(chan error)
+	waits := make(chan error, 1)
 	ctx, cancel := context.WithCancel(as(t, db.acme))
 	go func() {
 		_, err := p.Exec(ctx, "select 1")
 		waits <- err
 	}()
-	for p.Stat().Tenants()["acme"].Waiting == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	await(t, "one that waits", func() bool { return p.Stat().Tenants()["acme"].Waiting > 0 })
 	for name, err := range map[string]error{
 		"Exec":      second(p.Exec(as(t, db.acme), "select 1")),
 		"Query":     second(p.Query(as(t, db.acme), "select 1")),
@@ -99,9 +97,7 @@ func TestFairness(t *testing.T) {
 			})
 			check(t, "BeginFunc", err)
 		})
-		for p.Stat().Total().Waiting == before {
-			time.Sleep(time.Millisecond)
-		}
+		await(t, "one more that waits", func() bool { return p.Stat().Total().Waiting > before })
 	}
 	for range 10 {
 		wait(db.acme)
@@ -123,15 +119,15 @@ func TestLimitsTimeouts(t *testing.T) {
 			db.installEnter(t)
 			var b backend
 			p := db.pool(t, b.option, func(c *pgtenancy.PoolConfig) { c.Entry = entry }, limits(map[string]pgtenancy.Limits{
-				"acme":    {StatementTimeout: 100 * time.Millisecond},
+				"acme":    {IdleInTransactionTimeout: 100 * time.Millisecond, StatementTimeout: time.Hour},
 				"globex":  {LockTimeout: 100 * time.Millisecond},
-				"initech": {IdleInTransactionTimeout: 100 * time.Millisecond, StatementTimeout: time.Hour},
+				"initech": {StatementTimeout: 100 * time.Millisecond}, // which nothing of initech's has to keep within
 			}))
 			const sleep = "select pg_sleep(0.3)"
 			for range 3 {
-				_, err := p.Exec(as(t, db.acme), sleep)
+				_, err := p.Exec(as(t, db.initech), sleep)
 				checkCode(t, "a statement that takes too long", err, "57014")
-				err = pgx.BeginFunc(as(t, db.acme), p, func(tx pgx.Tx) error { return second(tx.Exec(as(t, db.acme), sleep)) })
+				err = pgx.BeginFunc(as(t, db.initech), p, func(tx pgx.Tx) error { return second(tx.Exec(as(t, db.initech), sleep)) })
 				checkCode(t, "in a transaction", err, "57014")
 				_, err = p.Exec(as(t, db.globex), sleep)
 				check(t, "another tenant's", err)
@@ -144,10 +140,13 @@ func TestLimitsTimeouts(t *testing.T) {
 			_, err = p.Exec(as(t, db.globex), "select 1 from notes")
 			checkCode(t, "a lock that is not to be had", err, "55P03")
 			check(t, "Rollback", lock.Rollback(t.Context()))
-			tx, err := p.Begin(as(t, db.initech))
+			tx, err := p.Begin(as(t, db.acme))
 			check(t, "Begin", err)
-			time.Sleep(300 * time.Millisecond)
-			if _, err := tx.Exec(as(t, db.initech), "select 1"); err == nil {
+			defer tx.Rollback(bare(t))
+			await(t, "the end of a transaction that idles", func() bool {
+				return db.count(t, "select count(*) from pg_stat_activity where datname = current_database() and state = 'idle in transaction'") == 0
+			})
+			if _, err := tx.Exec(as(t, db.acme), "select 1"); err == nil {
 				t.Error("a transaction may idle for longer than it may")
 			}
 			_ = tx.Rollback(bare(t))
@@ -215,9 +214,7 @@ func TestLimitsStorm(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	for p.Stat().AcquiredConns() > 0 {
-		time.Sleep(time.Millisecond)
-	}
+	checkIdle(t, p)
 	if s := p.Stat(); s.Total().InUse != 0 || s.Total().Waiting != 0 || len(s.Tenants()) != 0 {
 		t.Errorf("left: %+v", fmt.Sprint(s.Total(), s.Tenants()))
 	}

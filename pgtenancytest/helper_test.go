@@ -165,17 +165,22 @@ func openDir(t *testing.T) string {
 	return dir
 }
 
+// patience is how long what happens in other processes may take, initdb for one. It ends what hangs.
+const patience = 2 * time.Minute
+
 // checkNothingLeft waits until no file is left in dir and no process works there.
 func checkNothingLeft(t *testing.T, dir string) {
 	t.Helper()
-	var left []string
-	for range 500 {
-		if left = leftovers(t, dir); len(left) == 0 {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		left := leftovers(t, dir)
+		if len(left) == 0 {
 			return
 		}
-		time.Sleep(20 * time.Millisecond)
+		if time.Now().After(deadline) {
+			t.Errorf("left behind: %v", left)
+			return
+		}
 	}
-	t.Errorf("left behind: %v", left)
 }
 
 func leftovers(t *testing.T, dir string) []string {

@@ -107,13 +107,14 @@ func waitForServer(t *testing.T, dir string, said *bufio.Reader) {
 
 func waitForFile(t *testing.T, pattern string) {
 	t.Helper()
-	for range 10_000 {
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		if found, _ := filepath.Glob(pattern); len(found) > 0 {
 			return
 		}
-		time.Sleep(time.Millisecond)
+		if time.Now().After(deadline) {
+			t.Fatalf("%s never came", pattern)
+		}
 	}
-	t.Fatalf("%s never came", pattern)
 }
 
 // A server that crashes leaves nothing after Close either, and Close does not hang.

@@ -24,6 +24,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// patience is how long anything may take. It ends what hangs.
+const patience = time.Minute
+
 // running is a quickstart that runs.
 type running struct {
 	t       *testing.T
@@ -62,7 +65,7 @@ func start(t *testing.T, url string, tenants int) *running {
 	ctx, cancel := context.WithCancel(context.Background())
 	q := &running{t: t, url: url, out: &output{}, stop: cancel, stopped: make(chan error, 1)}
 	go func() { q.stopped <- run(ctx, "127.0.0.1:0", tenants, q.out) }()
-	for deadline := time.Now().Add(30 * time.Second); q.port == ""; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); q.port == ""; time.Sleep(5 * time.Millisecond) {
 		select {
 		case err := <-q.stopped:
 			cancel()
@@ -80,7 +83,7 @@ func start(t *testing.T, url string, tenants int) *running {
 	transport := &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, network, "127.0.0.1:"+q.port) // as curl does for *.localhost
 	}}
-	q.client = &http.Client{Transport: transport, Timeout: 20 * time.Second}
+	q.client = &http.Client{Transport: transport, Timeout: patience}
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
 		cancel()
@@ -97,11 +100,11 @@ func (q *running) end() {
 		if err != nil {
 			q.t.Errorf("run: %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		q.t.Fatal("does not stop")
 	}
 	const left = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
-	for deadline := time.Now().Add(5 * time.Second); q.count(left) > 0; time.Sleep(5 * time.Millisecond) { // the server needs a moment
+	for deadline := time.Now().Add(patience); q.count(left) > 0; time.Sleep(5 * time.Millisecond) { // the server needs a moment
 		if time.Now().After(deadline) {
 			q.t.Fatalf("%d connections are left", q.count(left))
 		}
@@ -312,7 +315,7 @@ func TestStop(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(patience))
 	const body = `{"customer": "wile@acme.example", "sku": "ANVIL", "quantity": 1}`
 	fmt.Fprintf(conn, "POST /orders HTTP/1.1\r\nHost: acme.localhost\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", len(body))
 	r := bufio.NewReader(conn)

@@ -147,11 +147,10 @@ func TestDownloadCanceled(t *testing.T) {
 		t.Errorf("Start = %v, want %v", err, context.DeadlineExceeded)
 	}
 	close(release)
-	for range 500 {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if left, _ := filepath.Glob(filepath.Join(cache, "pgtenancytest", "*")); len(left) == 0 {
 			break
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	checkOnly(t, filepath.Join(cache, "pgtenancytest"))
 }

@@ -1,9 +1,12 @@
 package hammer
 
 import (
+	"context"
 	"errors"
 	"io"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/pgtenancy/pgtenancy"
 )
@@ -50,6 +53,50 @@ func TestJudge(t *testing.T) {
 	for _, value := range []any{nil, int64(4201), 2.075e-320, "420"} {
 		if err := checkAmount(value); !errors.Is(err, errValue) {
 			t.Errorf("%v: error %v, want a wrong value", value, err)
+		}
+	}
+}
+
+// cut is a DB whose first row breaks off.
+type cut struct {
+	DB
+	err error // of its first row
+}
+
+func (d *cut) QueryRow(context.Context, string, ...any) pgx.Row {
+	row := cutRow{d.err}
+	d.err = nil
+	return row
+}
+
+type cutRow struct{ err error }
+
+func (r cutRow) Scan(dest ...any) error {
+	for i, v := range []string{"tenant_acme", "acme", "app", "tenant_acme"} {
+		*dest[i].(*string) = v
+	}
+	return r.err
+}
+
+func TestServe(t *testing.T) {
+	acme, err := pgtenancy.NewTenant(pgtenancy.TenantInfo{ID: "acme"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name   string
+		err    error
+		pooled bool
+		served bool
+	}{
+		{"the connection is lost", io.ErrUnexpectedEOF, false, true},
+		{"a row breaks off behind a pooler", pgx.ScanArgError{Err: errors.New("array claims too much")}, true, true},
+		{"a row breaks off without a pooler", pgx.ScanArgError{Err: errors.New("array claims too much")}, false, false},
+		{"another error", errors.New("sorry"), true, false},
+	} {
+		h := &hammer{db: &cut{err: tt.err}, pooled: tt.pooled, value: pgtenancy.Tenant.ID, setting: pgtenancy.SettingDefault}
+		if err := h.serve(t.Context(), acme); (err == nil) != tt.served {
+			t.Errorf("%s: error %v, want it served: %v", tt.name, err, tt.served)
 		}
 	}
 }

@@ -172,7 +172,7 @@ func (f *Fleet) exec(t *testing.T, sql string) {
 
 // checkIdle checks that the tool has given back all connections.
 func (f *Fleet) checkIdle(t *testing.T) {
-	for deadline := time.Now().Add(5 * time.Second); f.Pool().Stat().AcquiredConns() > 0; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); f.Pool().Stat().AcquiredConns() > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Errorf("%d connections are still in use", f.Pool().Stat().AcquiredConns())
 			return

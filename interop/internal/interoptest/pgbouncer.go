@@ -136,7 +136,7 @@ server_round_robin = 1
 			t.Logf("PgBouncer says:\n%s", log.String())
 		}
 	})
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if conn, err := net.Dial("tcp", address.String()); err == nil {
 			_ = conn.Close() // it was to see that somebody listens
 			return address.String()
