@@ -254,8 +254,10 @@ func (a *alone) dropInvalid(ctx context.Context, of *migration.Alone, condition 
 
 // finish records the migration and removes its trace.
 func (a *alone) finish(ctx context.Context) error {
-	put := wire.Step{SQL: `update pgtenancy.tenants set version = $2, digest = $3, updated_at = now() where id = $1`,
-		Args: []any{a.tenant.id, a.to.version, a.to.digest}}
+	put := wire.Step{
+		SQL:  `update pgtenancy.tenants set version = $2, digest = $3, updated_at = now() where id = $1`,
+		Args: []any{a.tenant.id, a.to.version, a.to.digest},
+	}
 	if a.tenant.id == "" {
 		put = wire.Step{SQL: `update pgtenancy.registry set shared_version = $1, shared_digest = $2`, Args: []any{a.to.version, a.to.digest}}
 	}

@@ -32,7 +32,7 @@ type rollout struct {
 
 	mu      sync.Mutex
 	failed  map[string]*MigrationError
-	later   map[string]*later
+	later   map[string]*retry
 	busy    map[string]struct{} // tenants that are being migrated by this call
 	settled map[string]struct{} // tenants for which it can do nothing
 	pace    time.Duration       // of a tenant, lately
@@ -43,8 +43,8 @@ type rollout struct {
 	done    chan struct{} // holds one where a tenant was finished since it was last looked at
 }
 
-// later is when a tenant that could not be migrated is tried again.
-type later struct {
+// retry is when a tenant that could not be migrated is tried again.
+type retry struct {
 	first, next time.Time
 	tries       int
 }
@@ -64,7 +64,7 @@ func (f *Fleet) rollout(ctx context.Context, opts *MigrateOpts, down *int64) (re
 	report = &MigrateReport{}
 	defer func() { report.Duration = time.Since(started) }()
 	r := &rollout{
-		fleet: f, report: report, failed: map[string]*MigrationError{}, later: map[string]*later{}, busy: map[string]struct{}{}, settled: map[string]struct{}{},
+		fleet: f, report: report, failed: map[string]*MigrationError{}, later: map[string]*retry{}, busy: map[string]struct{}{}, settled: map[string]struct{}{},
 		done: make(chan struct{}, 1),
 	}
 	if opts != nil {
@@ -213,7 +213,7 @@ func (r *rollout) shared(ctx context.Context, tasks []task) error {
 	f := r.fleet
 	p := planner{fleet: f, ms: &f.shared, target: f.shared.newest(), outOfOrder: r.opts.AllowOutOfOrder}
 	at := r.survey.shared
-	var wait *later
+	var wait *retry
 	for len(tasks) > 0 {
 		done, err := f.runJobs(ctx, jobsOf(f.sharedSchema(at), tasks), r.opts.LockTimeout)
 		for _, t := range tasks[:done] {
@@ -256,13 +256,13 @@ func jobsOf(s *schema, tasks []task) []job {
 }
 
 // patient reports whether a task that failed with err is worth another try, and sets when.
-func (r *rollout) patient(err error, l **later) bool {
+func (r *rollout) patient(err error, l **retry) bool {
 	if !isCode(err, "55P03", "40P01", "40001") { // lock_not_available, deadlock_detected, serialization_failure
 		return false
 	}
 	now := time.Now()
 	if *l == nil || (*l).first.IsZero() {
-		*l = &later{first: now}
+		*l = &retry{first: now}
 	}
 	if now.Sub((*l).first) >= r.opts.LockRetry {
 		return false
@@ -560,7 +560,7 @@ func (r *rollout) finish(ctx context.Context, c candidate, done, tasks int, err 
 	switch {
 	case errors.Is(err, errClaimed):
 		if l == nil {
-			l = &later{}
+			l = &retry{}
 		}
 		l.next = time.Now().Add(rolloutPause/2 + rand.N(rolloutPause))
 		r.later[c.id] = l

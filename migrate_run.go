@@ -91,12 +91,14 @@ func claimSteps(j job, lockTimeout time.Duration, flush bool) []wire.Step {
 	if s.tenant.id == "" {
 		return append(steps,
 			wire.Step{SQL: `select pg_catalog.pg_advisory_xact_lock($1)`, Args: []any{s.lock}},
-			wire.Step{SQL: `with claimed as (
+			wire.Step{
+				SQL: `with claimed as (
 					update pgtenancy.registry set shared_version = $3, shared_digest = $4
 					where shared_version = $1 and shared_digest = $2 and not exists (select from pgtenancy.unfinished where tenant_id = '')
 					returning 1
 				) ` + settle(`exists (select from pgtenancy.registry where shared_version = $1 and shared_digest = $2)`, "$5", "$6"),
-				Args: []any{t.from.version, t.from.digest, t.to.version, t.to.digest, timeout, flush}})
+				Args: []any{t.from.version, t.from.digest, t.to.version, t.to.digest, timeout, flush},
+			})
 	}
 	return append(steps, wire.Step{
 		SQL: `with claimed as (
