@@ -310,31 +310,43 @@ func (f *Fleet) MigrateDown(ctx context.Context, version int64, opts *MigrateOpt
 	return f.rollout(ctx, opts, &version)
 }
 
-// BaselineOpts says which tenants Baseline is about.
+// BaselineOpts says what Baseline is about.
 type BaselineOpts struct {
 	// Tenants are IDs. Defaults to all that are active or suspended.
 	Tenants []string
+
+	// Shared records migrations of the shared schemas, instead of tenants'.
+	Shared bool
 }
 
 // Baseline records that tenants have had all migrations up to a version, without running any: for schemas that were made
 // by other means. It takes tenants at version 0. It also takes those that are at the version already, to record them
 // anew: that is the way to accept that files were changed, renamed or removed after they ran, and to forget a migration that is
-// unfinished. Others are left as they are,
-// and are an error where they are named. It returns the number of tenants that it recorded anything for. opts may be nil.
+// unfinished. Others are left as they are, and are an error where they are named. It returns the number of tenants, or with
+// Shared of shared schemas, for which it recorded anything new. opts may be nil.
 func (f *Fleet) Baseline(ctx context.Context, version int64, opts *BaselineOpts) (int, error) {
-	n, ok := f.tenant.upTo(version)
+	var o BaselineOpts
+	if opts != nil {
+		o = *opts
+	}
+	ms := &f.tenant
+	if o.Shared {
+		ms = &f.shared
+	}
+	n, ok := ms.upTo(version)
 	if !ok || n == 0 {
-		return 0, invalid("Baseline's version", strconv.FormatInt(version, 10), "must be that of a tenant migration")
+		return 0, invalid("Baseline's version", strconv.FormatInt(version, 10), "must be that of a migration")
+	}
+	if o.Shared && o.Tenants != nil {
+		return 0, invalid("BaselineOpts.Tenants", "", "must be nil with BaselineOpts.Shared")
 	}
 	if err := f.registryReady(ctx); err != nil {
 		return 0, err
 	}
-	var ids []string
-	if opts != nil && opts.Tenants != nil {
-		ids = opts.Tenants
+	if o.Tenants != nil {
 		var others []string
 		err := f.owner.conns.QueryRow(ctx, `select coalesce(array_agg(i), '{}') from unnest($1::text[]) i where not exists (
-			select from pgtenancy.tenants t where t.id = i and t.version in (0, $2) and `+migrated+`)`, ids, version).Scan(&others)
+			select from pgtenancy.tenants t where t.id = i and t.version in (0, $2) and `+migrated+`)`, o.Tenants, version).Scan(&others)
 		if err != nil {
 			return 0, fmt.Errorf("pgtenancy: baseline: %w", err)
 		}
@@ -342,44 +354,29 @@ func (f *Fleet) Baseline(ctx context.Context, version int64, opts *BaselineOpts)
 			return 0, invalid("BaselineOpts.Tenants", others[0], fmt.Sprintf("must be a tenant that is active or suspended, at version 0 or %d", version))
 		}
 	}
-	var versions []int64
-	var names, checksums []string
-	for i := range f.tenant.all[:n] {
-		m := &f.tenant.all[i]
-		versions, names, checksums = append(versions, m.Version), append(names, m.Name), append(checksums, m.Checksum)
-	}
 	total := 0
 	for after := ""; ; {
 		var page []string
-		err := pgx.BeginTxFunc(ctx, f.owner.conns, pgx.TxOptions{BeginQuery: beginSQL}, func(tx pgx.Tx) error {
-			rows, _ := tx.Query(ctx, `select t.id from pgtenancy.tenants t
-				where t.id > $1 and t.version in (0, $2) and `+migrated+` and ($3::text[] is null or t.id = any($3))
-				order by t.id limit $4 for update`, after, version, ids, tenantsPage) // the error is in rows
-			var err error
-			if page, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil || len(page) == 0 {
+		err := pgx.BeginTxFunc(ctx, f.owner.conns, pgx.TxOptions{BeginQuery: beginSQL}, func(tx pgx.Tx) (err error) {
+			if o.Shared {
+				page, err = lockShared(ctx, tx, version)
+			} else {
+				rows, _ := tx.Query(ctx, `select t.id from pgtenancy.tenants t
+					where t.id > $1 and t.version in (0, $2) and `+migrated+` and ($3::text[] is null or t.id = any($3))
+					order by t.id limit $4 for update`, after, version, o.Tenants, tenantsPage) // the error is in rows
+				page, err = pgx.CollectRows(rows, pgx.RowTo[string])
+			}
+			if err != nil || len(page) == 0 {
 				return err
 			}
-			if _, err := tx.Exec(ctx, `delete from pgtenancy.unfinished where tenant_id = any($1)`, page); err != nil {
-				return err
-			}
-			if _, err := tx.Exec(ctx, `delete from pgtenancy.migrations where tenant_id = any($1) and version <> all($2)`, page, versions); err != nil {
-				return err
-			}
-			if _, err := tx.Exec(ctx, `insert into pgtenancy.migrations as old (tenant_id, version, name, checksum)
-				select t, m.version, m.name, m.checksum from unnest($1::text[]) t, unnest($2::bigint[], $3::text[], $4::text[]) m (version, name, checksum)
-				on conflict (tenant_id, version) do update set name = excluded.name, checksum = excluded.checksum
-					where (old.name, old.checksum) <> (excluded.name, excluded.checksum)`, page, versions, names, checksums); err != nil {
-				return err
-			}
-			tag, err := tx.Exec(ctx, `update pgtenancy.tenants set version = $2, digest = $3, updated_at = now()
-				where id = any($1) and (version, digest) <> ($2, $3)`, page, version, f.tenant.digests[n])
-			total += int(tag.RowsAffected())
+			recorded, err := baseline(ctx, tx, page, ms, n)
+			total += recorded
 			return err
 		})
 		if err != nil {
 			return total, fmt.Errorf("pgtenancy: baseline: %w", err)
 		}
-		if len(page) < tenantsPage {
+		if o.Shared || len(page) < tenantsPage {
 			break
 		}
 		after = page[len(page)-1]
@@ -390,6 +387,50 @@ func (f *Fleet) Baseline(ctx context.Context, version int64, opts *BaselineOpts)
 		}
 	}
 	return total, nil
+}
+
+// lockShared locks the shared schemas' record. It returns the ID under which the registry has them, or nothing where they are
+// neither at version 0 nor at the version.
+func lockShared(ctx context.Context, tx pgx.Tx, version int64) ([]string, error) {
+	if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock($1)`, registryLock); err != nil {
+		return nil, err
+	}
+	rows, _ := tx.Query(ctx, `select '' from pgtenancy.registry where shared_version in (0, $1)`, version) // the error is in rows
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// baseline records that the tenants of a page have had the first n migrations and no others, and returns for how many that is
+// new. The one ID of the shared schemas is "".
+func baseline(ctx context.Context, tx pgx.Tx, page []string, ms *migrations, n int) (int, error) {
+	var versions []int64
+	var names, checksums []string
+	for i := range ms.all[:n] {
+		m := &ms.all[i]
+		versions, names, checksums = append(versions, m.Version), append(names, m.Name), append(checksums, m.Checksum)
+	}
+	if _, err := tx.Exec(ctx, `delete from pgtenancy.unfinished where tenant_id = any($1)`, page); err != nil {
+		return 0, err
+	}
+	if _, err := tx.Exec(ctx, `delete from pgtenancy.migrations where tenant_id = any($1) and version <> all($2)`, page, versions); err != nil {
+		return 0, err
+	}
+	if _, err := tx.Exec(ctx, `insert into pgtenancy.migrations as old (tenant_id, version, name, checksum)
+		select t, m.version, m.name, m.checksum from unnest($1::text[]) t, unnest($2::bigint[], $3::text[], $4::text[]) m (version, name, checksum)
+		on conflict (tenant_id, version) do update set name = excluded.name, checksum = excluded.checksum
+			where (old.name, old.checksum) <> (excluded.name, excluded.checksum)`, page, versions, names, checksums); err != nil {
+		return 0, err
+	}
+	to := standing{versions[n-1], ms.digests[n]}
+	var tag pgconn.CommandTag
+	var err error
+	if page[0] == "" {
+		tag, err = tx.Exec(ctx, `update pgtenancy.registry set shared_version = $1, shared_digest = $2
+			where (shared_version, shared_digest) <> ($1, $2)`, to.version, to.digest)
+	} else {
+		tag, err = tx.Exec(ctx, `update pgtenancy.tenants set version = $2, digest = $3, updated_at = now()
+			where id = any($1) and (version, digest) <> ($2, $3)`, page, to.version, to.digest)
+	}
+	return int(tag.RowsAffected()), err
 }
 
 // FleetStatus is where the schemas of a fleet stand.

@@ -24,7 +24,7 @@ import (
 // backend works: PostgreSQL goes on building an index for a client that was killed.
 func (f *Fleet) runAlone(ctx context.Context, wc *conn, j job, lockTimeout time.Duration) (done int, err error) {
 	s, t := j.schema, j.task
-	a := &alone{wc, j}
+	a := &alone{wc, j, time.Now()}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), wire.CleanupTimeout)
 		defer cancel()
@@ -70,6 +70,7 @@ func (f *Fleet) runAlone(ctx context.Context, wc *conn, j job, lockTimeout time.
 type alone struct {
 	conn *conn
 	job
+	started time.Time
 }
 
 // resume returns the statement at which the migration begins, and whether that one may have run before.
@@ -137,7 +138,7 @@ func (a *alone) transaction(ctx context.Context, i int, lockTimeout time.Duratio
 }
 
 // statement runs statement i, which cannot be in a transaction. begun says that it may have run before.
-func (a *alone) statement(ctx context.Context, i int, begun bool) error {
+func (a *alone) statement(ctx context.Context, i int, begun bool) (err error) {
 	st := &a.script.Statements[i]
 	if err := a.conn.EnterSession(ctx, a.scope); err != nil {
 		if a.tenant.id != "" {
@@ -145,11 +146,22 @@ func (a *alone) statement(ctx context.Context, i int, begun bool) error {
 		}
 		return a.failed(i, err)
 	}
-	// It waits without being in anybody's way: the role's timeouts are not meant for it.
-	if _, err := a.conn.Pgx().Exec(ctx, `select pg_catalog.set_config('row_security', 'off', false),
-		pg_catalog.set_config('lock_timeout', '0', false), pg_catalog.set_config('statement_timeout', '0', false)`); err != nil {
+	// It waits without being in anybody's way: the connection's timeouts are not meant for it.
+	var lockTimeout, statementTimeout string
+	if err := a.conn.Pgx().QueryRow(ctx, `select pg_catalog.current_setting('lock_timeout'), pg_catalog.current_setting('statement_timeout')`).
+		Scan(&lockTimeout, &statementTimeout); err != nil {
 		return a.failed(i, err)
 	}
+	const set = `select pg_catalog.set_config('row_security', 'off', false),
+		pg_catalog.set_config('lock_timeout', $1, false), pg_catalog.set_config('statement_timeout', $2, false)`
+	if _, err := a.conn.Pgx().Exec(ctx, set, "0", "0"); err != nil {
+		return a.failed(i, err)
+	}
+	defer func() {
+		if err == nil { // the next statement may be one in a transaction
+			_, err = a.conn.Pgx().Exec(ctx, set, lockTimeout, statementTimeout)
+		}
+	}()
 	if begun {
 		done, err := a.recover(ctx, st.Alone)
 		if err != nil {
@@ -166,10 +178,10 @@ func (a *alone) statement(ctx context.Context, i int, begun bool) error {
 		if !a.conn.Pgx().IsClosed() { // it failed, and nothing else happened to it
 			next := a.trace(i, false)
 			if !isCode(err, "42P07") { // duplicate_table: what there is, is not of this statement
-				switch done, err := a.recover(ctx, st.Alone); { // the error that counts is the one above
-				case err != nil:
+				switch done, recoverErr := a.recover(ctx, st.Alone); {
+				case recoverErr != nil:
 					next = a.trace(i, true)
-				case done:
+				case done && isCode(err, "57014"): // query_canceled, when it was too late; any other error says that it is not done
 					next = a.trace(i+1, false)
 				}
 			}
@@ -262,7 +274,14 @@ func (a *alone) finish(ctx context.Context) error {
 		put = wire.Step{SQL: `update pgtenancy.registry set shared_version = $1, shared_digest = $2`, Args: []any{a.to.version, a.to.digest}}
 	}
 	var p pipeline
-	p.add(origin{a.script, around}, wire.Step{SQL: beginSQL}, put, recordStep(a.job),
+	record := recordStep(a.job)
+	if !a.down {
+		record = wire.Step{
+			SQL:  `insert into pgtenancy.migrations (tenant_id, version, name, checksum, duration) values ($1, $2, $3, $4, make_interval(secs => $5))`,
+			Args: []any{a.tenant.id, a.m.Version, a.m.Name, a.m.Checksum, time.Since(a.started).Seconds()},
+		}
+	}
+	p.add(origin{a.script, around}, wire.Step{SQL: beginSQL}, put, record,
 		wire.Step{SQL: `delete from pgtenancy.unfinished where tenant_id = $1`, Args: []any{a.tenant.id}}, commitStep)
 	_, err := p.run(ctx, a.conn, always(a.schema))
 	return err

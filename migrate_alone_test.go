@@ -470,3 +470,27 @@ func TestMigrateAloneDown(t *testing.T) {
 		checkList(t, "standings", db.texts(t, "select distinct version || ' ' || digest from pgtenancy.tenants"), "0 0")
 	}
 }
+
+// What is not there to be dropped or detached is an error each time, and not taken for done by the next run.
+func TestMigrateAloneMissing(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ name, sql, code, mend string }{
+		{"an index", "drop index concurrently i", "42704", "create index i on %[1]s.two (n)"},
+		{"a table", "alter table notes detach partition one concurrently", "42P01", "create table %[1]s.one partition of %[1]s.notes for values from (0) to (9)"},
+		{"a partition", "alter table notes detach partition two concurrently", "42P01", "alter table %[1]s.notes attach partition %[1]s.two for values from (0) to (9)"},
+		{"an index to build anew", "reindex index concurrently i", "42P01", "create index i on %[1]s.two (n)"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			db := newFleetDB(t)
+			fleet := db.migrated(t, sqlFiles("tenant/001_a.sql", "create table notes (n int) partition by range (n); create table two (n int);", "tenant/002_b.sql", tt.sql))
+			db.makeTenants(t, 1)
+			for range 2 {
+				_, err := fleet.Migrate(bare(t), nil)
+				checkCode(t, tt.sql, err, tt.code)
+			}
+			db.execAs(t, db.owner, fmt.Sprintf(tt.mend, "tenant_t00001"))
+			checkEqual(t, "applied", migrate(t, fleet).Applied, 1)
+		})
+	}
+}

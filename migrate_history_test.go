@@ -609,3 +609,38 @@ func TestGoMigrationInvalid(t *testing.T) {
 		checkInvalid(t, tt.name, err, tt.field)
 	}
 }
+
+// A shared file that was changed after it ran is accepted by Baseline, too.
+func TestBaselineShared(t *testing.T) {
+	t.Parallel()
+	db := newFleetDB(t)
+	files := with(notesFiles, "shared/001_a.sql", "create table a ();", "shared/002_b.sql", "create table b ();")
+	db.migrated(t, files)
+	fleet := db.open(t, with(files, "shared/001_a.sql", "create table a (); -- mended"))
+	_, err := fleet.Migrate(bare(t), nil)
+	checkIs(t, "Migrate", err, pgtenancy.ErrMigrationChanged)
+	_, err = fleet.Baseline(bare(t), 3, &pgtenancy.BaselineOpts{Shared: true})
+	checkInvalid(t, "a version that is none", err, "Baseline's version")
+	_, err = fleet.Baseline(bare(t), 2, &pgtenancy.BaselineOpts{Shared: true, Tenants: []string{}})
+	checkInvalid(t, "Tenants", err, "BaselineOpts.Tenants")
+	n, err := fleet.Baseline(bare(t), 1, &pgtenancy.BaselineOpts{Shared: true})
+	check(t, "Baseline at another version", err)
+	checkEqual(t, "recorded at another version", n, 0)
+	n, err = fleet.Baseline(bare(t), 2, &pgtenancy.BaselineOpts{Shared: true})
+	check(t, "Baseline", err)
+	checkEqual(t, "recorded", n, 1)
+	checkEqual(t, "shared migrations that ran", len(migrate(t, fleet).Shared), 0)
+	n, err = fleet.Baseline(bare(t), 2, &pgtenancy.BaselineOpts{Shared: true})
+	check(t, "Baseline again", err)
+	checkEqual(t, "recorded again", n, 0)
+
+	// Tables that were there before the fleet was.
+	other := newFleetDB(t)
+	other.execAs(t, other.owner, "create table public.a (); create table public.b ();")
+	fleet = other.open(t, sqlFiles("shared/001_none.sql", "select 1"))
+	migrate(t, fleet)
+	fleet = other.open(t, sqlFiles("shared/001_none.sql", "select 1", "shared/002_a.sql", "create table a ();"))
+	if _, err := fleet.Migrate(bare(t), nil); sqlState(err) != "42P07" {
+		t.Errorf("Migrate: error %v, want 42P07", err)
+	}
+}

@@ -184,7 +184,7 @@ func (p *planner) investigate(ctx context.Context, of string, at standing) ([]ta
 		n, ok := p.ms.upTo(r.version)
 		switch {
 		case (!ok || n == 0) && (r.version <= p.ms.newest() || p.down):
-			fail("", ErrMigrationChanged, "%s ran, and is not among the migrations at hand any more; see Fleet.Baseline", r.name)
+			fail("", ErrMigrationChanged, "%s ran, and is not among the migrations at hand any more: see Fleet.Baseline", r.name)
 		case ok && n > 0 && p.ms.all[n-1].Checksum != r.checksum:
 			fail(p.ms.all[n-1].File, ErrMigrationChanged, "it ran with another content: put that back and write a new migration; or see Fleet.Baseline")
 		}

@@ -292,7 +292,7 @@ func (r *rollout) waves(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := r.one(ctx, slice{ids: append(slices.Clone(canaries), more...)}, true); err != nil {
+		if err := r.one(ctx, slice{ids: append(append([]string{}, canaries...), more...)}, true); err != nil {
 			return err
 		}
 	}

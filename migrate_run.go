@@ -204,6 +204,11 @@ func (p *pipeline) run(ctx context.Context, wc *conn, of func(step int) *schema)
 	}
 	switch at := p.origins[done]; {
 	case at.statement == claiming && isCode(err, "22P02") && strings.Contains(err.Error(), "unfinished"):
+		// It saw that before it had the lock.
+		unfinished := true
+		if qErr := wc.Pgx().QueryRow(ctx, `select exists (select from pgtenancy.unfinished where tenant_id = $1)`, tenant).Scan(&unfinished); qErr == nil && !unfinished {
+			return done, errClaimed
+		}
 		err = fmt.Errorf("%w: a migration that is no transaction is unfinished, and has to be finished first, or forgotten by Fleet.Baseline", ErrMigrationChanged)
 		return done, failedAt(tenant, at.script, around, err)
 	case at.statement == claiming && isCode(err, "22P02"):

@@ -530,6 +530,9 @@ func TestMigrateCancelled(t *testing.T) {
 		}
 	}})
 	checkIs(t, "Migrate", err, context.Canceled)
+	await(t, "what PostgreSQL was at", func() bool {
+		return db.count(t, "select count(*) from pg_stat_activity where usename = '"+db.owner+"' and state <> 'idle'") == 0
+	})
 	n := db.count(t, "select count(*) from pgtenancy.tenants where version = 1")
 	if n < 5 || n > 50 || n < report.Tenants {
 		t.Errorf("%d tenants are done, %d of them reported, after it was cancelled at 5", n, report.Tenants)
