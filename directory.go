@@ -107,7 +107,7 @@ type CachedDirectory struct {
 	reads    reads
 	flying   map[*flight]struct{}
 	failing  bool          // the registry could not be read the last time
-	retry    time.Time     // when it is tried again, where what is stale is returned meanwhile
+	retry    time.Time     // after a failure, when it is tried again where nobody waits for that
 	stat     DirectoryStat // without what Stat fills in
 }
 
@@ -192,8 +192,9 @@ func NewDirectory(p *Pool) *CachedDirectory {
 // *InvalidError.
 //
 // From then on the pool refuses tenants of which the directory knows that they were suspended or deleted since their
-// handle was made. It must therefore be called before other goroutines use the pool. The directory ends with the pool. It
-// panics where p is nil.
+// handle was made. What is known of a tenant whose handles are in use is read again, in the background, when a notification
+// comes and after its TTL. NewDirectoryWithConfig must therefore be called before other goroutines use the pool. The directory
+// ends with the pool. It panics where p is nil.
 func NewDirectoryWithConfig(p *Pool, cfg DirectoryConfig) (*CachedDirectory, error) {
 	if p == nil {
 		panic("pgtenancy.NewDirectory: the pool is nil")
@@ -402,6 +403,21 @@ func (d *CachedDirectory) forget(id string) {
 	}
 }
 
+// renew is forget, and reads anew what was remembered of the tenant, or was being read: handles of it that nobody looks up any more are to be
+// refused when it was suspended or deleted. Nobody waits for that.
+func (d *CachedDirectory) renew(id string) {
+	d.mu.Lock()
+	_, known := d.tenants.Get(id)
+	known = known || d.reads.begun[ByID(id)] != nil // as it was before, and so it will not be remembered
+	d.mu.Unlock()
+	d.forget(id)
+	if known {
+		d.mu.Lock()
+		d.join(context.Background(), ByID(id), expired)
+		d.mu.Unlock()
+	}
+}
+
 // forgetAll is forget for all tenants, but that what may be returned as stale still may.
 func (d *CachedDirectory) forgetAll() {
 	d.mu.Lock()
@@ -413,7 +429,7 @@ func (d *CachedDirectory) forgetAll() {
 	}
 }
 
-// peek returns what is remembered of a tenant, whatever its state, without asking the registry.
+// peek returns what is remembered of a tenant, whatever its state, without waiting for the registry.
 func (d *CachedDirectory) peek(id string) (Tenant, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -421,7 +437,11 @@ func (d *CachedDirectory) peek(id string) (Tenant, bool) {
 	if !ok {
 		return Tenant{}, false
 	}
-	how := d.freshness(known.since, time.Now())
+	now := time.Now()
+	how := d.freshness(known.since, now)
+	if how < fresh && !now.Before(d.retry) {
+		d.join(context.Background(), ByID(id), how) // nobody waits for it: handles of it are in use, and perhaps nobody looks it up
+	}
 	return known.tenant, how == fresh || how == stale && d.failing
 }
 

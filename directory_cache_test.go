@@ -589,6 +589,7 @@ func TestCachedDirectoryForgetAll(t *testing.T) {
 		}
 		release()
 		wg.Wait()
+		synctest.Wait() // the tenant whose handle was checked is read anew
 		f.count()
 		expectLookup(t, d, ByID("acme"), ErrTenantSuspended)
 		expectLookup(t, d, ByDomain("a.example"), ErrTenantSuspended)
@@ -596,10 +597,61 @@ func TestCachedDirectoryForgetAll(t *testing.T) {
 		expectLookup(t, d, ByID("new"), nil)
 		expectLookup(t, d, ByDomain("new.example"), nil)
 		expectLookup(t, d, ByID("late"), nil)
-		f.expectQueries(t, 6, "all was forgotten, and what was being read is not remembered")
+		f.expectQueries(t, 5, "all was forgotten, and what was being read is not remembered")
 		for _, k := range keys {
 			_, _ = d.Lookup(t.Context(), k)
 		}
+		f.expectQueries(t, 0, "what was read since is remembered")
+	})
+}
+
+// What is read before a forgetAll and arrives after it does not replace what was read since.
+func TestCachedDirectoryForgetAllOutlastsFlight(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeRegistry("acme")
+		d := f.directory(t, DirectoryConfig{StaleFor: time.Hour})
+		release := f.holdQueries()
+		var wg sync.WaitGroup
+		wg.Go(func() { expectLookup(t, d, ByID("acme"), nil) })
+		synctest.Wait()
+		f.set("acme", Suspended, 0)
+		d.forgetAll()
+		f.mu.Lock()
+		f.hold = nil // for those that come now
+		f.mu.Unlock()
+		expectLookup(t, d, ByID("acme"), ErrTenantSuspended)
+		release()
+		wg.Wait()
+		f.fail(errRegistry)
+		f.count()
+		expectLookup(t, d, ByID("acme"), ErrTenantSuspended)
+		f.expectQueries(t, 0, "what was read since is remembered")
+		time.Sleep(time.Minute)
+		expectLookup(t, d, ByID("acme"), ErrTenantSuspended)
+	})
+}
+
+// The same of a domain that was nobody's when it was read, and of the tenant that it was given to.
+func TestCachedDirectoryForgetOutlastsFlight(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeRegistry("acme")
+		d := f.directory(t, DirectoryConfig{})
+		release := f.holdQueries()
+		var wg sync.WaitGroup
+		wg.Go(func() { expectLookup(t, d, ByDomain("a.example"), ErrTenantNotFound) })
+		synctest.Wait()
+		f.give("a.example", "acme")
+		d.forget("acme")
+		f.mu.Lock()
+		f.hold = nil
+		f.mu.Unlock()
+		expectLookup(t, d, ByDomain("a.example"), nil)
+		release()
+		wg.Wait()
+		f.count()
+		expectLookup(t, d, ByDomain("a.example"), nil)
 		f.expectQueries(t, 0, "what was read since is remembered")
 	})
 }
@@ -837,18 +889,64 @@ func TestCachedDirectoryReadsManyAtOnce(t *testing.T) {
 	})
 }
 
+// What nobody waits for any more is not read, nor kept.
+func TestCachedDirectoryCallersLeave(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeRegistry("acme")
+		d := f.directory(t, DirectoryConfig{TTL: time.Second})
+		expectLookup(t, d, ByID("acme"), nil)
+		time.Sleep(time.Second)
+		release := f.holdQueries()
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		lookup := func(ctx context.Context, id string, want error) {
+			wg.Go(func() {
+				if _, err := d.Lookup(ctx, ByID(id)); !errors.Is(err, want) {
+					t.Errorf("Lookup(%s): %v, want %v", id, err, want)
+				}
+			})
+		}
+		for i := range 4 {
+			lookup(t.Context(), fmt.Sprint("blocks", i), ErrTenantNotFound)
+			synctest.Wait()
+		}
+		for i := range 1000 {
+			lookup(ctx, fmt.Sprint("gone", i), context.Canceled)
+		}
+		lookup(ctx, "acme", context.Canceled)
+		lookup(ctx, "stays", context.Canceled)
+		lookup(t.Context(), "stays", ErrTenantNotFound)
+		synctest.Wait()
+		f.count()
+		cancel()
+		synctest.Wait()
+		d.mu.Lock()
+		if n := len(d.reads.first) + len(d.reads.again); n != 1 {
+			t.Errorf("%d keys are kept for one caller", n)
+		}
+		d.mu.Unlock()
+		f.most = 0
+		release()
+		wg.Wait()
+		if n := f.count(); n != 1 || f.most != 1 {
+			t.Errorf("%d queries of up to %d keys", n, f.most)
+		}
+	})
+}
+
 // Names that nobody has, from many callers at once, of whom some give up. A million of them make no difference but in time.
 func TestCachedDirectoryScan(t *testing.T) { // not parallel: it looks at the memory
 	synctest.Test(t, func(t *testing.T) {
 		names, callers := 200_000, 500
 		if testing.Short() {
-			names = 50_000
+			names, callers = 50_000, 100
 		}
 		f := newFakeRegistry("acme", "globex")
 		for i := range 100 {
 			f.set(fmt.Sprint("t", i), Active, 0)
 		}
-		d := f.directory(t, DirectoryConfig{})
+		d := f.directory(t, DirectoryConfig{TTL: time.Second}) // tenants are read again all the while
 		before := heap()
 		began := time.Now()
 		var next atomic.Int64
@@ -896,7 +994,7 @@ func TestCachedDirectoryScan(t *testing.T) { // not parallel: it looks at the me
 			d.mu.Unlock()
 		}
 		took := time.Since(began)
-		if most := 100 + int(took/(10*time.Millisecond)) + 4 + int(took/time.Minute+1)*100; f.queries > most {
+		if most := 100 + int(took/(10*time.Millisecond)) + 4 + int(took/time.Second+1)*100; f.queries > most {
 			t.Errorf("%d queries in %v, want %d at most", f.queries, took, most)
 		}
 		if longest > 100*time.Millisecond {
@@ -943,9 +1041,10 @@ func TestCachedDirectoryStat(t *testing.T) {
 		expectLookup(t, d, ByID("b"), nil)
 		expectLookup(t, d, ByID("b"), nil)
 		d.notified("")
-		d.notified("b")
+		d.notified("b") // which is read anew
+		synctest.Wait()
 		want := DirectoryStat{
-			Hits: 3, NegativeHits: 3, Misses: 6, Stale: 2, Queries: 6, Failures: 1, Evictions: 1, Notifications: 2,
+			Hits: 3, NegativeHits: 3, Misses: 6, Stale: 2, Queries: 7, Failures: 2, Evictions: 1, Notifications: 2,
 			Tenants: 1, Domains: 1, Negative: 1,
 		}
 		if got := d.Stat(); got != want {
@@ -1098,6 +1197,76 @@ func TestListenerBacksOff(t *testing.T) {
 		}
 		if n := len(dials); n < 20 || n > 60 || halves > n/2 {
 			t.Errorf("%d attempts, %d of them without jitter", n, halves)
+		}
+	})
+}
+
+// Handles of a tenant that nobody looks up are refused all the same, and what that costs is bounded when it fails.
+func TestCachedDirectoryRenews(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeRegistry("acme")
+		d := f.directory(t, DirectoryConfig{})
+		handle := expectLookup(t, d, ByID("acme"), nil)
+		check := func(want error, reason string) {
+			t.Helper()
+			err := d.check(handle)
+			synctest.Wait() // what it asks for in the background
+			if !errors.Is(err, want) {
+				t.Errorf("check: %v, want %v: %s", err, want, reason)
+			}
+		}
+		f.set("acme", Suspended, 0)
+		d.notified("acme")
+		synctest.Wait()
+		check(ErrTenantSuspended, "it was notified")
+		f.set("acme", Active, 0)
+		time.Sleep(time.Minute)
+		check(nil, "what was known has expired")
+		check(nil, "it is active again")
+		f.set("acme", Suspended, 0)
+		time.Sleep(time.Minute)
+		check(nil, "nobody knows yet")
+		check(ErrTenantSuspended, "it was read after its TTL")
+		f.expectQueries(t, 4, "the lookup, the notification, and after each TTL")
+
+		time.Sleep(time.Minute)
+		for _, err := range []error{errRegistry, errors.New("permission denied")} {
+			f.fail(err)
+			for range 100 {
+				check(nil, "nothing is known")
+				time.Sleep(100 * time.Millisecond)
+			}
+			if n := f.count(); n < 9 || n > 11 {
+				t.Errorf("%d queries that fail in 10 seconds", n)
+			}
+		}
+	})
+}
+
+func TestBackground(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var b background
+		var ended atomic.Int64
+		for range 2 {
+			b.run(func(ctx context.Context) {
+				<-ctx.Done()
+				time.Sleep(time.Second)
+				ended.Add(1)
+			})
+			synctest.Wait()
+		}
+		b.close()
+		if n := ended.Load(); n != 2 {
+			t.Errorf("close waited for %d of 2", n)
+		}
+		b.run(func(context.Context) { ended.Add(1) })
+		b.close()
+		b.running.Wait()
+		synctest.Wait()
+		if n := ended.Load(); n != 2 {
+			t.Errorf("%d ran, one of them after close", n)
 		}
 	})
 }

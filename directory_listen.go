@@ -194,7 +194,7 @@ func (d *CachedDirectory) notified(id string) {
 	if id == "" {
 		d.forgetAll()
 	} else {
-		d.forget(id)
+		d.renew(id)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

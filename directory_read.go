@@ -204,11 +204,11 @@ func (d *CachedDirectory) read(f *flight) {
 		}
 		close(c.done)
 	}
-	if d.failing = false; err != nil {
+	d.failing, d.retry = false, time.Time{}
+	if err != nil {
 		d.stat.Failures++
-		if unreadable(err) {
-			d.failed()
-		}
+		d.failed()
+		d.failing = unreadable(err)
 	}
 	if missed {
 		if now := time.Now(); r.paid.Before(now) {

@@ -22,9 +22,21 @@ var (
 	// ErrTenantSuspended is returned by a Directory and by Pool for a tenant that is suspended.
 	ErrTenantSuspended = errors.New("pgtenancy: tenant is suspended")
 
-	// ErrTenantExists is returned by Fleet.Provision and Fleet.Adopt when the ID, the schema or a domain belongs to a
-	// tenant already. An ID stays taken after its tenant was deleted, until it is purged.
+	// ErrTenantExists is returned by Fleet.Provision, Fleet.Adopt and those that change domains when the ID, the schema or a
+	// domain belongs to a tenant already. These stay taken after the tenant was deleted, until it is purged.
 	ErrTenantExists = errors.New("pgtenancy: tenant exists")
+
+	// ErrTenantState is returned by the methods of Fleet that change a tenant whose state does not allow it: see State. The
+	// text says which it is.
+	ErrTenantState = errors.New("pgtenancy: the tenant's state does not allow that")
+
+	// ErrTenantInUse is returned by the methods of Fleet that change a tenant when others are at work on it for longer than
+	// ChangeOpts.Wait or PurgeOpts.Wait: another change, a migration, or for Delete and Purge transactions that use its schema.
+	// It may be tried again later.
+	ErrTenantInUse = errors.New("pgtenancy: the tenant is in use")
+
+	// ErrTenantRetained is returned by Fleet.Purge for a tenant that was deleted less than FleetConfig.Retention ago.
+	ErrTenantRetained = errors.New("pgtenancy: the tenant's data is still to be retained")
 
 	// ErrTenantBusy is returned by Pool when Limits.Waiters callers wait for a connection for the tenant already. Nothing was
 	// sent; it may be tried again later.
@@ -49,6 +61,10 @@ var (
 	// ErrMigrateStopped is returned by Fleet.Migrate, in a *MigrateError, when it went no further after failures: see the
 	// fields of MigrateOpts.
 	ErrMigrateStopped = errors.New("pgtenancy: migrate was stopped")
+
+	// ErrBackupDamaged is returned by Verify and Fleet.Restore for an object that is not as Fleet.Backup wrote it: it was cut
+	// off or changed, or is something else. Nothing was changed.
+	ErrBackupDamaged = errors.New("pgtenancy: backup is damaged")
 
 	// ErrRegistryOutdated is returned by the methods of Fleet and CachedDirectory when the registry in the database is missing
 	// or is of a version that this version of the library cannot work with, and by Open when it is too new for it.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -54,7 +55,26 @@ type FleetConfig struct {
 
 	// Directory says how long and how much Fleet.Lookup remembers.
 	Directory DirectoryConfig
+
+	// Retention is how long after Delete the data of a tenant is kept, whatever happens: Purge refuses before, unless it is
+	// forced to. Defaults to RetentionDefault.
+	Retention time.Duration
+
+	// BeforeChange is called for each change of a tenant, in the transaction of the change: see Change. Where it returns an
+	// error, or panics, all is rolled back and the method that changes the tenant fails with that error. What tx is given is
+	// there when the change is, and not otherwise: this is the place for what must happen with it, such as removing the rows of
+	// shared tables when a purge begins, or writing down what is to be told to others. Unqualified names are those of the
+	// shared schemas. ctx carries the tenant as it was before the change; committing tx ends a savepoint only. The tenant is
+	// locked meanwhile, so that a call of Fleet's for it would wait in vain. Defaults to none.
+	BeforeChange func(ctx context.Context, tx pgx.Tx, c Change) error
+
+	// AfterChange is called for each change, after it was committed and by the same goroutine, before the method that made it
+	// returns. It is not called where the process ends in between, nor by other processes. Defaults to none.
+	AfterChange func(ctx context.Context, c Change)
 }
+
+// RetentionDefault is the default of FleetConfig.Retention.
+const RetentionDefault = 30 * 24 * time.Hour
 
 // Fleet is the control plane: the registry of tenants and everything that changes it. It is a cached Directory, and
 // hands out the data plane with Pool. It is safe for concurrent use, by any number of processes at once.
@@ -66,6 +86,11 @@ type Fleet struct {
 	appRole   string // "" where nothing has to be granted
 	shared    migrations
 	tenant    migrations
+	files     fs.FS         // FleetConfig.Migrations
+	waves     chan struct{} // holds one where no wave of Backup is under way
+	retention time.Duration
+	before    func(context.Context, pgx.Tx, Change) error
+	after     func(context.Context, Change)
 	ready     atomic.Bool // the registry was seen to be one that this version works with
 }
 
@@ -89,6 +114,14 @@ func Open(ctx context.Context, cfg FleetConfig) (*Fleet, error) {
 	var err error
 	if f.shared, f.tenant, err = loadMigrations(cfg.Migrations, cfg.GoMigrations); err != nil {
 		return nil, err
+	}
+	f.files, f.waves = cfg.Migrations, make(chan struct{}, 1)
+	f.waves <- struct{}{}
+	f.before, f.after = cfg.BeforeChange, cfg.AfterChange
+	if f.retention = cfg.Retention; f.retention < 0 {
+		return nil, invalid("FleetConfig.Retention", f.retention.String(), "must not be negative")
+	} else if f.retention == 0 {
+		f.retention = RetentionDefault
 	}
 	if _, err := cfg.Directory.withDefaults("FleetConfig.Directory"); err != nil {
 		return nil, err

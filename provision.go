@@ -4,8 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
-	"unicode/utf8"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -22,19 +23,37 @@ type ProvisionOpts struct {
 	// Domains are hosts of the tenant's own, as "shop.acme.com". Each belongs to one tenant only.
 	Domains []string
 
+	// SeedFS has files that put the first rows into the new schema, before Seed does: those named *.sql and *.csv, in the order of
+	// their names, and nothing in directories.
+	//
+	// The statements of a *.sql file run as Seed's do. A *.csv file goes into the table of its name, which a number may stand
+	// before: 020_countries.csv is for the tenant's countries. Its first line names the columns as they are in the catalog; the
+	// others get their defaults. It is read as COPY reads CSV: a value of nothing is NULL, and "" an empty text. As with COPY,
+	// a sequence does not know of values that are given for its column. Defaults to none.
+	SeedFS fs.FS
+
 	// Seed puts the first rows into the new schema. Its context carries the tenant. The transaction is the one that
 	// provisions: what tx is given is there when the tenant is, and not otherwise. Committing tx ends a savepoint only, and
 	// rolling it back is an error, whatever Seed returns. Rows of shared tables are checked by their policies. Defaults to
 	// none.
 	Seed func(ctx context.Context, tx pgx.Tx) error
+
+	// IfNotExists returns the tenant with the ID that is there already, as it is, where that is active, so that a request may
+	// be repeated. Nothing else of these options is done then.
+	IfNotExists bool
+
+	// Reason goes into the history: see Change.
+	Reason string
 }
 
 // Provision makes a tenant: its row in the registry, its schema, all tenant migrations, the seed. All of it is one
-// transaction: the tenant is there for everybody when Provision returns, and nothing of it stays when a step fails.
+// transaction: the tenant is there for everybody when Provision returns, and nothing of it stays when a step fails. Where
+// KeepSpares has a schema ready, the transaction takes that instead of building one.
 //
 // The errors: ErrTenantExists where the ID, the schema or a domain is taken, of any number of concurrent calls for one ID
-// all but one get it; *InvalidError for an ID, an attribute or a domain that breaks a rule; *MigrationError for a migration
-// that fails; the seed's own. opts may be nil.
+// all but one get it, unless they all asked for ProvisionOpts.IfNotExists; *InvalidError for an ID, an attribute, a domain or
+// a file of the seed that breaks a rule; *MigrationError for a migration that fails; the seed's and FleetConfig.BeforeChange's own.
+// opts may be nil.
 func (f *Fleet) Provision(ctx context.Context, id string, opts *ProvisionOpts) (Tenant, error) {
 	var o ProvisionOpts
 	if opts != nil {
@@ -44,14 +63,40 @@ func (f *Fleet) Provision(ctx context.Context, id string, opts *ProvisionOpts) (
 	if err != nil {
 		return Tenant{}, err
 	}
+	if err := checkReason("ProvisionOpts.Reason", o.Reason); err != nil {
+		return Tenant{}, err
+	}
+	files, err := loadSeeds(o.SeedFS)
+	if err != nil {
+		return Tenant{}, err
+	}
 	t.version = f.tenant.newest()
 	if err := f.registryReady(ctx); err != nil {
 		return Tenant{}, err
 	}
-	if err := f.withOwner(ctx, func(wc *conn) error { return f.provision(ctx, wc, t, domains, o.Seed) }); err != nil {
+	changes := madeChanges(ChangeProvision, t, domains, o.Reason)
+	err = f.withOwner(ctx, func(wc *conn) error { return f.provision(ctx, wc, t, domains, files, o.Seed, changes) })
+	if err != nil {
+		if o.IfNotExists && errors.Is(err, ErrTenantExists) {
+			return f.existing(ctx, id, err)
+		}
 		return Tenant{}, err
 	}
-	f.directory.forget(t.id)
+	f.afterChanges(ctx, changes)
+	return t, nil
+}
+
+// existing returns the active tenant with an ID, from the registry itself, or else the error otherwise.
+func (f *Fleet) existing(ctx context.Context, id string, otherwise error) (Tenant, error) {
+	rows, _ := f.owner.conns.Query(ctx, `select `+tenantColumns+` from pgtenancy.tenants t where t.id = $1 and t.state = 'active'`, id) // the error is in rows
+	t, err := pgx.CollectExactlyOneRow(rows, scanTenant)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return Tenant{}, otherwise
+	case err != nil:
+		return Tenant{}, fmt.Errorf("pgtenancy: provision %s: %w", id, err)
+	}
+	f.directory.forget(id) // it may be remembered that there was none
 	return t, nil
 }
 
@@ -66,10 +111,14 @@ func (f *Fleet) newTenant(id, schema string, attributes map[string]string, domai
 	if slices.Contains(f.pool.cfg.SharedSchemas, schema) {
 		return Tenant{}, nil, invalid("Tenant.Schema", schema, "must not be one of PoolConfig.SharedSchemas")
 	}
-	for name, value := range attributes {
-		if !utf8.ValidString(name) || !utf8.ValidString(value) {
-			return Tenant{}, nil, invalid("Tenant.Attributes", name, "must be valid UTF-8 in name and value")
-		}
+	if strings.HasPrefix(schema, asidePrefix) {
+		return Tenant{}, nil, invalid("Tenant.Schema", schema, "must not begin with '"+asidePrefix+"', as those of deleted tenants do")
+	}
+	if strings.HasPrefix(schema, sparePrefix) && strings.HasSuffix(schema, "_") {
+		return Tenant{}, nil, invalid("Tenant.Schema", schema, "must not be a name as those of KeepSpares are")
+	}
+	if err := checkAttributes(attributes); err != nil {
+		return Tenant{}, nil, err
 	}
 	t, err := NewTenant(TenantInfo{ID: id, Schema: schema, Attributes: attributes})
 	if err != nil {
@@ -87,7 +136,7 @@ func (f *Fleet) newTenant(id, schema string, attributes map[string]string, domai
 }
 
 // provision does the work of Provision on a connection of the owner's.
-func (f *Fleet) provision(ctx context.Context, wc *conn, t Tenant, domains []string, seed func(context.Context, pgx.Tx) error) (err error) {
+func (f *Fleet) provision(ctx context.Context, wc *conn, t Tenant, domains []string, files []seedFile, seed func(context.Context, pgx.Tx) error, changes []Change) (err error) {
 	committed := false
 	defer func() { // also when seed panics
 		if !committed && wc.TxStatus() != 'I' {
@@ -96,32 +145,69 @@ func (f *Fleet) provision(ctx context.Context, wc *conn, t Tenant, domains []str
 	}()
 
 	ctx = WithTenant(ctx, t) // the caller's may carry another
-	if _, err := wc.Run(ctx, append([]wire.Step{{SQL: beginSQL}}, f.registerSteps(t, domains)...)); err != nil {
-		return taken(t, err)
-	}
-	scope := f.ownerScope(t)
-	outer := &tx{binding: binding{tenant: t}, pool: f.owner, conn: wc, scope: scope}
-	var p pipeline
-	p.add(origin{}, wire.Step{SQL: "create schema " + t.path})
-	p.add(origin{}, f.grantSteps(t, false)...)
-	if err := f.build(ctx, outer, t, &p, nil); err != nil {
+	outer, run, err := f.begin(ctx, wc, t, domains, wire.Step{SQL: beginSQL})
+	if err != nil {
 		return err
 	}
-	run := append(f.historySteps(t, false), notifyStep(t.id), wire.Step{Scope: scope}, wire.Step{SQL: rowSecurity("on")})
-	if _, err := wc.Run(ctx, run); err != nil {
-		return fmt.Errorf("pgtenancy: provision %s: %w", t, err)
-	}
+	committed, err = f.finish(ctx, outer, t, run, files, seed, changes)
+	return err
+}
 
-	if seed != nil {
-		if err := runSeed(ctx, outer, seed); err != nil {
-			return fmt.Errorf("pgtenancy: provision %s: seed: %w", t, err)
+// begin runs the first steps for a new tenant, in the transaction that they begin or that is open: it registers the tenant and makes
+// the schema, of a spare where there is one. The steps that it returns are left to do.
+func (f *Fleet) begin(ctx context.Context, wc *conn, t Tenant, domains []string, first ...wire.Step) (outer *tx, run []wire.Step, err error) {
+	tags, err := wc.Run(ctx, append(append(first, f.registerSteps(t, domains)...), f.claimStep()))
+	if err != nil {
+		return nil, nil, taken(t, err)
+	}
+	outer = &tx{binding: binding{tenant: t}, pool: f.owner, conn: wc, scope: f.ownerScope(t)}
+	spare := tags[len(tags)-1].RowsAffected() > 0
+	if spare {
+		run = append(run, renameStep(t))
+	} else {
+		var p pipeline
+		p.add(origin{}, wire.Step{SQL: "create schema " + t.path})
+		p.add(origin{}, f.grantSteps(t, false)...)
+		if err := f.build(ctx, outer, t, &p, nil); err != nil {
+			return nil, nil, err
 		}
 	}
-	if err := outer.Commit(ctx); err != nil {
-		return taken(t, err)
+	return outer, append(run, f.historySteps(t, spare)...), nil
+}
+
+// finish runs the last steps for a new tenant, its seed and what goes with each change, and commits, in the transaction that has
+// made the tenant.
+func (f *Fleet) finish(ctx context.Context, outer *tx, t Tenant, run []wire.Step, files []seedFile, seed func(context.Context, pgx.Tx) error,
+	changes []Change,
+) (committed bool, err error) {
+	wc := outer.conn
+	run = append(run, changeSteps(changes)...)
+	if len(files) == 0 && seed == nil && f.before == nil && f.after == nil { // nothing to wait for
+		if _, err := wc.Run(ctx, append(run, wire.Step{SQL: "commit"})); err != nil {
+			return false, taken(t, err)
+		}
+		return true, nil
 	}
-	committed = true
-	return nil
+	if _, err := wc.Run(ctx, append(run, wire.Step{Scope: outer.scope}, wire.Step{SQL: rowSecurity("on")})); err != nil {
+		return false, taken(t, err)
+	}
+	for i := range files {
+		if err := files[i].run(ctx, outer); err != nil {
+			return false, fmt.Errorf("pgtenancy: provision %s: seed: %w", t, err)
+		}
+	}
+	if seed != nil {
+		if err := runSeed(ctx, outer, seed); err != nil {
+			return false, fmt.Errorf("pgtenancy: provision %s: seed: %w", t, err)
+		}
+	}
+	if err := f.beforeChanges(ctx, wc, t, changes); err != nil {
+		return false, fmt.Errorf("pgtenancy: provision %s: %w", t, err)
+	}
+	if err := outer.Commit(ctx); err != nil {
+		return false, taken(t, err)
+	}
+	return true, nil
 }
 
 // build runs all tenant migrations in the transaction tx, after the steps of p. after, which may be nil, is called after
@@ -132,7 +218,7 @@ func (f *Fleet) build(ctx context.Context, tx *tx, t Tenant, p *pipeline, after 
 		if len(p.steps) == 0 {
 			return nil
 		}
-		_, err := p.run(ctx, tx.conn, s)
+		_, err := p.run(ctx, tx.conn, always(s))
 		p.steps, p.origins = nil, nil
 		var failed *MigrationError
 		if err != nil && !errors.As(err, &failed) {
@@ -146,13 +232,14 @@ func (f *Fleet) build(ctx context.Context, tx *tx, t Tenant, p *pipeline, after 
 		if m.Up.Func == nil {
 			p.script(&m.Up, s.scope)
 		} else {
-			p.add(origin{&m.Up, around}, wire.Step{Scope: s.scope})
+			p.add(origin{&m.Up, around}, wire.Step{Scope: s.scope}, wire.Step{SQL: saveSettings})
 			if err := send(); err != nil {
 				return err
 			}
 			if err := runSeed(ctx, tx, m.Up.Func); err != nil {
 				return failedAt(t.id, &m.Up, around, err)
 			}
+			p.add(origin{&m.Up, around}, wire.Step{SQL: restoreRole}, wire.Step{SQL: restoreSettings})
 		}
 		if after != nil {
 			if err := send(); err != nil {
@@ -271,16 +358,17 @@ type AdoptOpts struct {
 	// to 0: it has none.
 	Version int64
 
-	// Attributes and Domains are as in ProvisionOpts.
+	// Attributes, Domains and Reason are as in ProvisionOpts.
 	Attributes map[string]string
 	Domains    []string
+	Reason     string
 }
 
 // Adopt makes a tenant of an existing schema of any legal name, and grants the application's role the use of it. Nothing
 // in the schema is changed. It is one transaction. opts may be nil.
 //
 // The errors: ErrTenantExists where the ID, the schema or a domain belongs to a tenant already; *InvalidError for a value
-// that breaks a rule, also where there is no such schema.
+// that breaks a rule, also where there is no such schema; FleetConfig.BeforeChange's own.
 func (f *Fleet) Adopt(ctx context.Context, id, schema string, opts *AdoptOpts) (Tenant, error) {
 	var o AdoptOpts
 	if opts != nil {
@@ -296,7 +384,11 @@ func (f *Fleet) Adopt(ctx context.Context, id, schema string, opts *AdoptOpts) (
 	if _, ok := f.tenant.upTo(o.Version); !ok {
 		return Tenant{}, invalid("AdoptOpts.Version", fmt.Sprint(o.Version), "must be the version of a tenant migration, or 0")
 	}
+	if err := checkReason("AdoptOpts.Reason", o.Reason); err != nil {
+		return Tenant{}, err
+	}
 	t.version = o.Version
+	changes := madeChanges(ChangeAdopt, t, domains, o.Reason)
 	if err := f.registryReady(ctx); err != nil {
 		return Tenant{}, err
 	}
@@ -308,17 +400,29 @@ func (f *Fleet) Adopt(ctx context.Context, id, schema string, opts *AdoptOpts) (
 		if !exists {
 			return invalid("Tenant.Schema", schema, "must be the name of a schema that exists")
 		}
+		committed := false
+		defer func() { // also when BeforeChange panics
+			if !committed && wc.TxStatus() != 'I' {
+				_ = wc.Rollback(ctx) // a connection on which that fails is closed
+			}
+		}()
 		run := append([]wire.Step{{SQL: beginSQL}}, f.registerSteps(t, domains)...)
-		run = append(append(run, f.historySteps(t, true)...), notifyStep(t.id))
-		run = append(append(run, f.grantSteps(t, true)...), wire.Step{SQL: "commit"})
-		if _, err := wc.Run(ctx, run); err != nil {
+		run = append(append(run, f.historySteps(t, true)...), changeSteps(changes)...)
+		if _, err := wc.Run(ctx, append(run, f.grantSteps(t, true)...)); err != nil {
 			return taken(t, err)
 		}
+		if err := f.beforeChanges(ctx, wc, t, changes); err != nil {
+			return fmt.Errorf("pgtenancy: adopt %s: %w", t, err)
+		}
+		if _, err := wc.Run(ctx, []wire.Step{{SQL: "commit"}}); err != nil {
+			return taken(t, err)
+		}
+		committed = true
 		return nil
 	})
 	if err != nil {
 		return Tenant{}, err
 	}
-	f.directory.forget(t.id)
+	f.afterChanges(ctx, changes)
 	return t, nil
 }

@@ -43,8 +43,25 @@ var registrySteps = [][]string{
 			digest bigint not null default 0, -- of all that were: the exclusive or of what migrationDigest makes of each
 			attributes jsonb not null default '{}' check (jsonb_typeof(attributes) = 'object'),
 			created_at timestamptz not null default now(),
-			updated_at timestamptz not null default now()
+			updated_at timestamptz not null default now(),
+			deleted_at timestamptz, -- null unless it is deleted, as the next two
+			deleted_from text, -- the state that it was in
+			deleted_schema text unique, -- what its schema is called meanwhile, null where that still has its name
+			purging jsonb -- the report of a purge that has begun
 		)`,
+		checkStateFunction,
+		`create trigger check_state before update of state on pgtenancy.tenants for each row execute function pgtenancy.check_state()`,
+		`create table pgtenancy.changes ( -- the history of tenants, which outlives them
+			id bigint generated always as identity primary key,
+			tenant_id text not null,
+			kind text not null,
+			was text not null,
+			became text not null,
+			reason text not null,
+			changed_by text not null default session_user,
+			changed_at timestamptz not null default now()
+		)`,
+		`create index changes_tenant_id on pgtenancy.changes (tenant_id, id)`,
 		`create table pgtenancy.domains (
 			domain text primary key,
 			tenant_id text not null references pgtenancy.tenants (id) on delete cascade
@@ -69,10 +86,49 @@ var registrySteps = [][]string{
 			done text not null, -- SHA-256 of those before it, in hexadecimal
 			began_at timestamptz not null default now()
 		)`,
+		`create table pgtenancy.spares ( -- schemas that belong to no tenant yet
+			schema_name text primary key,
+			version bigint not null, -- and digest, as those of tenants
+			digest bigint not null,
+			kind text not null, -- of the configuration that it was built with, in hexadecimal
+			made_at timestamptz not null default now(),
+			kept_at timestamptz not null default now() -- somebody kept this version, digest and kind; the newest counts
+		)`,
+		`create table pgtenancy.usage_samples ( -- see Fleet.SampleUsage
+			taken_at timestamptz not null,
+			tenant_id text not null, -- '' for PostgreSQL's catalogs
+			relations int not null, -- this and the others as in Usage
+			bytes bigint not null,
+			rows bigint not null,
+			dead_rows bigint not null,
+			bloat_bytes bigint not null,
+			primary key (taken_at, tenant_id)
+		)`,
 		wire.EnterFunction,
 		`revoke all on function ` + enterSignature + ` from public`,
 	},
 }
+
+// checkStateFunction makes what State says of the order of the states hold for whoever changes a row.
+const checkStateFunction = `create function pgtenancy.check_state() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
+	begin
+		if new.state = old.state then
+			return new;
+		end if;
+		if (old.state, new.state) not in (
+			('provisioning', 'active'), ('provisioning', 'deleted'), ('active', 'suspended'), ('active', 'deleted'),
+			('suspended', 'active'), ('suspended', 'deleted'), ('deleted', 'active'), ('deleted', 'suspended')
+		) then
+			raise 'tenant % cannot become %: it is %', old.id, new.state, old.state using errcode = 'object_not_in_prerequisite_state';
+		end if;
+		if old.state = 'deleted' and (old.purging is not null or new.deleted_schema is not null) then
+			raise 'tenant % cannot become %: its schema is %', old.id, new.state, case when old.purging is not null then 'being purged' else 'set aside' end
+				using errcode = 'object_not_in_prerequisite_state';
+		end if;
+		new.deleted_at := case when new.state = 'deleted' then now() end;
+		new.deleted_from := case when new.state = 'deleted' then old.state end;
+		return new;
+	end $$`
 
 var errRegistryTooNew = errors.New("registry is too new")
 

@@ -19,6 +19,10 @@ const SchemaPrefixDefault = "tenant_"
 type State uint8
 
 // The states of a tenant. The zero State is not one of them; NewTenant takes it for Active.
+//
+// A tenant that is being provisioned becomes Active or Deleted, one that is Active Suspended or Deleted, one that is Suspended
+// Active or Deleted, and one that is Deleted what it was before, until it is purged. The registry refuses any other change,
+// whoever asks for it.
 const (
 	Provisioning State = iota + 1 // its schema is being built; nobody can see it yet
 	Active                        // in service
