@@ -37,6 +37,9 @@
 // [Fleet.Adopt] makes a tenant of a schema that exists. [Fleet.Tenants] iterates over all tenants, and [Fleet.Each] calls a
 // function for each.
 //
+// [Fleet.Suspend] has every process refuse a tenant, [Fleet.Delete] puts it aside, from where [Fleet.Undelete] brings it back, and
+// [Fleet.Purge] removes it for good. [Fleet.Changes] says who did that, when and why.
+//
 // # Migrations
 //
 // [Fleet.Migrate] brings all schemas to the newest version, several at a time, one transaction for each migration and tenant.
