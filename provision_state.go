@@ -24,6 +24,7 @@ const (
 	ChangeProvision    ChangeKind = "provision"     // "" and the state
 	ChangeAdopt        ChangeKind = "adopt"         // "" and the state
 	ChangeClone        ChangeKind = "clone"         // the ID of the tenant that was cloned, and the state
+	ChangeRestore      ChangeKind = "restore"       // the backup and the state; of the tenant that it replaces: its ID until then and "deleted"
 	ChangeSuspend      ChangeKind = "suspend"       // the states
 	ChangeResume       ChangeKind = "resume"        // the states
 	ChangeDelete       ChangeKind = "delete"        // the states
@@ -36,7 +37,7 @@ const (
 )
 
 // Change is a change of a tenant, as the history keeps it, FleetConfig.BeforeChange may refuse it and AfterChange hears of it.
-// Provision, Adopt and Clone are a change for the tenant and one for each of its domains. What finds a tenant as it is to be is no
+// Provision, Adopt, Clone and Restore are a change for the tenant and one for each of its domains. What finds a tenant as it is to be is no
 // change.
 type Change struct {
 	Tenant   string // its ID
