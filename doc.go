@@ -38,7 +38,12 @@
 // function for each.
 //
 // [Fleet.Suspend] has every process refuse a tenant, [Fleet.Delete] puts it aside, from where [Fleet.Undelete] brings it back, and
-// [Fleet.Purge] removes it for good. [Fleet.Changes] says who did that, when and why.
+// [Fleet.Purge] removes it for good. [Fleet.Changes] says who did that, when and why. [Fleet.Clone] copies one, [Fleet.KeepSpares]
+// keeps schemas ready so that the next sign-up need not wait for its tables, and [Fleet.Usage] says how large each tenant is.
+//
+// [Fleet.Backup] writes each tenant into one object that needs nothing else: "give me Tuesday's data of acme beside the live one" is
+//
+//	tuesday, err := fleet.Restore(ctx, store, object, &pgtenancy.RestoreOpts{As: "acme-tuesday"})
 //
 // # Migrations
 //

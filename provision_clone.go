@@ -90,7 +90,7 @@ type clone struct {
 func (c *clone) failed(err error) error {
 	var invalid *InvalidError
 	switch {
-	case errors.As(err, &invalid) && err == error(invalid):
+	case errors.As(err, &invalid):
 		return err
 	case isCode(err, "55P03", "40P01"): // lock_not_available, deadlock_detected
 		err = fmt.Errorf("%w: %w", ErrTenantInUse, err)

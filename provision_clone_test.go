@@ -200,9 +200,9 @@ func TestCloneOpts(t *testing.T) {
 	db := newFleetDB(t)
 	fleet := db.migrated(t, shopFiles(db))
 	const odd = `Odd "na.me"`
-	built := provision(t, fleet, "built")
+	provision(t, fleet, "built")
 	db.execAs(t, db.owner, `alter schema tenant_built rename to "Odd ""na.me"""; update pgtenancy.tenants set schema_name = 'Odd "na.me"' where id = 'built'`)
-	built = newTenantOf(t, pgtenancy.TenantInfo{ID: "built", Schema: odd})
+	built := newTenantOf(t, pgtenancy.TenantInfo{ID: "built", Schema: odd})
 	db.fill(t, built, "insert into notes (body) values ('secret'); insert into log (what) values ('x')")
 	check(t, "Suspend", fleet.Suspend(bare(t), "built", nil))
 	twin, err := fleet.Clone(bare(t), "built", "twin", &pgtenancy.CloneOpts{
