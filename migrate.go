@@ -210,7 +210,8 @@ type MigrateOpts struct {
 	// DryRun changes nothing, and has the report say in Plan what would be done.
 	DryRun bool
 
-	// OnProgress is called after each tenant. Calls do not overlap. Defaults to none.
+	// OnProgress is called for each tenant, after those that were sent together. Calls do not overlap, and a slow one holds the
+	// run up. Defaults to none.
 	OnProgress func(Progress)
 }
 
@@ -295,8 +296,9 @@ type PlannedMigration struct {
 // statement by statement, and what a crash left of a statement is looked for and finished: an invalid index is dropped
 // and built again.
 //
-// Of a tenant's migrations only the last commit waits for the disk: after a crash of the server some may be undone, each
-// whole and with its record. The report says what was done, also where there is an error. opts may be nil.
+// All migrations of a tenant, and several tenants where they go fast, are sent together, and only the last commit of what is
+// sent together waits for the disk. What OnProgress and the report tell of has; of the rest a crash of the server may undo
+// some, each migration whole and with its record. The report says what was done, also where there is an error. opts may be nil.
 func (f *Fleet) Migrate(ctx context.Context, opts *MigrateOpts) (*MigrateReport, error) {
 	return f.rollout(ctx, opts, nil)
 }

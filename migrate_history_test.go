@@ -644,3 +644,23 @@ func TestBaselineShared(t *testing.T) {
 		t.Errorf("Migrate: error %v, want 42P07", err)
 	}
 }
+
+// A role that a function takes on is not the one that records it.
+func TestGoMigrationRole(t *testing.T) {
+	t.Parallel()
+	db := newFleetDB(t)
+	db.exec(t, fmt.Sprintf("grant %s to %s", db.app, db.owner))
+	as := func(ctx context.Context, tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, "set local role "+db.app)
+		return err
+	}
+	fleet := db.migrated(t, notesFiles, func(c *pgtenancy.FleetConfig) {
+		c.GoMigrations = []pgtenancy.GoMigration{{Name: "tenant/002_role", Up: as, Down: as}}
+	})
+	db.makeTenants(t, 1)
+	checkEqual(t, "applied", migrate(t, fleet).Applied, 2)
+	report, err := fleet.MigrateDown(bare(t), 1, nil)
+	check(t, "MigrateDown", err)
+	checkEqual(t, "taken back", report.Applied, 1)
+	provision(t, fleet, "acme")
+}

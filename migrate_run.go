@@ -274,7 +274,7 @@ func (f *Fleet) runFunc(ctx context.Context, wc *conn, j job, lockTimeout time.D
 	}()
 	var p pipeline
 	p.add(origin{j.script, claiming}, claimSteps(j, lockTimeout, true)...)
-	p.add(origin{j.script, around}, wire.Step{Scope: j.scope})
+	p.add(origin{j.script, around}, wire.Step{Scope: j.scope}, wire.Step{SQL: saveSettings})
 	if _, err := p.run(ctx, wc, always(j.schema)); err != nil {
 		return 0, err
 	}
@@ -285,7 +285,7 @@ func (f *Fleet) runFunc(ctx context.Context, wc *conn, j job, lockTimeout time.D
 	if err := runSeed(ctx, outer, j.script.Func); err != nil {
 		return 0, failedAt(j.tenant.id, j.script, around, err)
 	}
-	if _, err := wc.Run(ctx, []wire.Step{recordStep(j)}); err != nil {
+	if _, err := wc.Run(ctx, []wire.Step{{SQL: restoreRole}, recordStep(j)}); err != nil {
 		return 0, failedAt(j.tenant.id, j.script, around, err)
 	}
 	if err := outer.Commit(ctx); err != nil {
