@@ -293,7 +293,7 @@ func (r *restore) setAside(ctx context.Context, wc *conn) (domains []string, err
 	f := r.fleet
 	_, err = wc.Run(ctx, []wire.Step{
 		{SQL: `select pg_catalog.set_config('lock_timeout', $1, true)`, Args: []any{timeoutSetting(ChangeWaitDefault)}},
-		{SQL: `select pg_catalog.pg_advisory_xact_lock($1)`, Args: []any{f.tenantSchema(r.tenant, 0).lock}},
+		{SQL: `select pg_catalog.pg_advisory_xact_lock($1)`, Args: []any{tenantLock(r.tenant.id)}},
 	})
 	if err != nil {
 		return nil, r.failed(err)

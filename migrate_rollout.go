@@ -212,10 +212,9 @@ func (r *rollout) prepare(ctx context.Context) (shared []task, err error) {
 func (r *rollout) shared(ctx context.Context, tasks []task) error {
 	f := r.fleet
 	p := planner{fleet: f, ms: &f.shared, target: f.shared.newest(), outOfOrder: r.opts.AllowOutOfOrder}
-	at := r.survey.shared
 	var wait *retry
 	for len(tasks) > 0 {
-		done, err := f.runJobs(ctx, jobsOf(f.sharedSchema(at), tasks), r.opts.LockTimeout)
+		done, err := f.runJobs(ctx, jobsOf(f.sharedSchema(), tasks), r.opts.LockTimeout)
 		for _, t := range tasks[:done] {
 			r.report.Shared = append(r.report.Shared, t.m.Name)
 		}
@@ -236,8 +235,7 @@ func (r *rollout) shared(ctx context.Context, tasks []task) error {
 		if err != nil {
 			return err
 		}
-		at = s.shared
-		switch next, err := p.tasks(ctx, "", at); {
+		switch next, err := p.tasks(ctx, "", s.shared); {
 		case err == nil:
 			tasks = next
 		case !errors.Is(err, errClaimed):
@@ -533,7 +531,7 @@ func (r *rollout) migrate(ctx context.Context, group []candidate) {
 		}
 		var jobs []job
 		for _, c := range group {
-			jobs = append(jobs, jobsOf(r.fleet.tenantSchema(c.Tenant, c.digest), tasks)...)
+			jobs = append(jobs, jobsOf(r.fleet.tenantSchema(c.Tenant), tasks)...)
 		}
 		done, err := r.fleet.runJobs(ctx, jobs, r.opts.LockTimeout)
 		r.mu.Lock()

@@ -20,19 +20,19 @@ import (
 // schema is one that is migrated: a tenant's, or with the zero Tenant the first shared one.
 type schema struct {
 	tenant Tenant
-	at     standing
 	scope  *wire.Scope
 	lock   int64 // the key of the advisory lock that whoever migrates it holds
 }
 
-func (f *Fleet) tenantSchema(t Tenant, digest int64) *schema {
-	sum := sha256.Sum256([]byte("pgtenancy/tenant/" + t.id))
-	return &schema{t, standing{t.version, digest}, f.ownerScope(t), int64(binary.BigEndian.Uint64(sum[:8]))}
+// tenantLock returns the key of the advisory lock that whoever changes a tenant's schema holds.
+func tenantLock(id string) int64 {
+	sum := sha256.Sum256([]byte("pgtenancy/tenant/" + id))
+	return int64(binary.BigEndian.Uint64(sum[:8]))
 }
 
-func (f *Fleet) sharedSchema(at standing) *schema {
-	return &schema{Tenant{}, at, &f.owner.shared, registryLock}
-}
+func (f *Fleet) tenantSchema(t Tenant) *schema { return &schema{t, f.ownerScope(t), tenantLock(t.id)} }
+
+func (f *Fleet) sharedSchema() *schema { return &schema{Tenant{}, &f.owner.shared, registryLock} }
 
 // errClaimed says that another process is at work on the schema, or has been.
 var errClaimed = errors.New("pgtenancy: claimed by another process")

@@ -137,7 +137,7 @@ func (c *clone) lock(ctx context.Context, wc *conn) error {
 	_, err := wc.Run(ctx, []wire.Step{
 		{SQL: beginSQL},
 		{SQL: `select pg_catalog.set_config('lock_timeout', $1, true)`, Args: []any{timeoutSetting(ChangeWaitDefault)}},
-		{SQL: `select pg_catalog.pg_advisory_xact_lock_shared($1)`, Args: []any{f.tenantSchema(Tenant{id: c.from}, 0).lock}},
+		{SQL: `select pg_catalog.pg_advisory_xact_lock_shared($1)`, Args: []any{tenantLock(c.from)}},
 	})
 	if err != nil {
 		return err

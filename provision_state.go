@@ -348,7 +348,7 @@ func (f *Fleet) locked(ctx context.Context, wc *conn, id string, wait time.Durat
 	}
 	steps := []wire.Step{{SQL: beginSQL}, {SQL: `select pg_catalog.set_config('lock_timeout', $1, true)`, Args: []any{timeoutSetting(wait)}}}
 	if whole {
-		steps = append(steps, wire.Step{SQL: `select pg_catalog.pg_advisory_xact_lock($1)`, Args: []any{f.tenantSchema(Tenant{id: id}, 0).lock}})
+		steps = append(steps, wire.Step{SQL: `select pg_catalog.pg_advisory_xact_lock($1)`, Args: []any{tenantLock(id)}})
 	}
 	if _, err := wc.Run(ctx, steps); err != nil {
 		return err
