@@ -1,10 +1,12 @@
 package pgtenancy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"unicode"
@@ -66,7 +68,7 @@ func (k Key) valid() bool {
 type Resolver func(*http.Request) (Key, error)
 
 // Subdomain resolves by the one label that a host has before a base domain: with the base app.example, acme.app.example is
-// ByID("acme"). Bases may lie below each other; the longest counts.
+// ByID("acme"). Bases may lie below each other; the longest counts, and a label that makes another base is no tenant's.
 //
 //   - A base itself and hosts below none of the bases are ErrUnresolved.
 //   - So are the labels that a service wants for itself: admin, api, app, assets, auth, cdn, login, mail, static, status
@@ -76,7 +78,8 @@ type Resolver func(*http.Request) (Key, error)
 //   - So is a label that no tenant's ID can be, such as an internationalized one (xn--...).
 //
 // The host is the request's Host, which a client can set to what it likes; it is as good as any other name that the client
-// asks for. Behind a proxy, the proxy must pass it on.
+// asks for. A request over HTTP/2 whose header Host differs from that is an *InvalidError. A proxy must pass the Host on, or
+// middleware.ForwardedHost has to go around.
 //
 // Subdomain panics without a base, and with one that is not a domain name without port: "localhost" is, "localhost:8080" and
 // "*.app.example" are not.
@@ -94,7 +97,7 @@ func Subdomain(base ...string) Resolver {
 	}
 	slices.SortFunc(bases, func(a, b string) int { return len(b) - len(a) })
 	return func(r *http.Request) (Key, error) {
-		host, rule := canonicalHost(r.Host)
+		host, rule := requestHost(r)
 		if rule != "" {
 			return Key{}, malformed("Host", r.Host, rule)
 		}
@@ -122,6 +125,17 @@ func Subdomain(base ...string) Resolver {
 	}
 }
 
+// requestHost returns the canonical host of a request. Over HTTP/2 there may be a header Host beside :authority, which
+// net/http makes Request.Host. Whoever sees a request that names two hosts may take the other (RFC 9113, section 8.3.1).
+func requestHost(r *http.Request) (canonical, rule string) {
+	for _, host := range r.Header["Host"] {
+		if !strings.EqualFold(host, r.Host) {
+			return "", fmt.Sprintf("must not differ from the header Host, %.128q", host)
+		}
+	}
+	return canonicalHost(r.Host)
+}
+
 // reservedLabel reports whether a label is the service's own and never a tenant's. Subdomain's documentation lists them.
 func reservedLabel(label string) bool {
 	switch label {
@@ -138,7 +152,7 @@ func reservedLabel(label string) bool {
 // is a tenant's has to be verified before it is registered, or one customer could register another's.
 func Domain() Resolver {
 	return func(r *http.Request) (Key, error) {
-		host, rule := canonicalHost(r.Host)
+		host, rule := requestHost(r)
 		switch {
 		case rule != "":
 			return Key{}, malformed("Host", r.Host, rule)
@@ -199,6 +213,152 @@ func PathValue(name string) Resolver {
 			return Key{}, ErrUnresolved
 		}
 		return idKey(field, id)
+	}
+}
+
+// PathPrefix resolves by the segment of the path right after a prefix: with the prefix /t, /t/acme/orders is ByID("acme"). The
+// prefix "/" takes the first segment. Unlike PathValue it needs no mux, so it goes around one. To have the prefix and the ID
+// removed before the next handler, give middleware.TenantOpts.StripPrefix the same prefix.
+//
+//   - Other paths, and those that end right after the prefix, are ErrUnresolved.
+//   - The path counts as the client escaped it. A segment that only becomes an ID when it is unescaped, as %61cme, is an
+//     *InvalidError, and so is a prefix that is escaped: a proxy or a log would take it for another path.
+//   - So are a path with the segments . or .. anywhere, and an empty segment right after the ID: what cleans such a path makes
+//     it another tenant's, or another host's when the rest is used in a redirect.
+//
+// The path is the client's to choose, which is as good as any other name that it asks for. All tenants share one host then,
+// and so one origin in browsers: cookies, storage and scripts of one tenant's pages are those of all.
+//
+// PathPrefix panics with a prefix that does not begin with '/', or has a segment with characters other than letters,
+// digits, '-', '_', '.' and '~'. A '/' at its end makes no difference.
+func PathPrefix(prefix string) Resolver {
+	if rule := checkPrefix(prefix); rule != "" {
+		panic(fmt.Sprintf("pgtenancy.PathPrefix: %q %s", prefix, rule))
+	}
+	prefix = strings.TrimSuffix(prefix, "/") + "/"
+	field := "PathPrefix " + prefix
+	return func(r *http.Request) (Key, error) {
+		escaped := sentPath(r.URL)
+		rest, ok := strings.CutPrefix(escaped, prefix)
+		if !ok {
+			if strings.HasPrefix(r.URL.Path, prefix) {
+				return Key{}, malformed(field, escaped, "must not be escaped")
+			}
+			return Key{}, ErrUnresolved
+		}
+		if rest == "" {
+			return Key{}, ErrUnresolved
+		}
+		id, _, _ := strings.Cut(rest, "/")
+		k, err := idKey(field, id)
+		if err != nil {
+			return Key{}, err
+		}
+		below := r.URL.Path[len(prefix)+len(id):] // neither of the two has anything escaped
+		if strings.HasPrefix(below, "//") {
+			return Key{}, malformed(field, escaped, "must not have an empty segment after the ID")
+		}
+		for segment := range strings.SplitSeq(below, "/") {
+			if segment == "." || segment == ".." {
+				return Key{}, malformed(field, escaped, "must not have the segments . and ..")
+			}
+		}
+		return k, nil
+	}
+}
+
+// sentPath returns the path of a URL as the client escaped it. URL.EscapedPath does so unless the path has a character that
+// ought to be escaped and is not, as '|'. Then it escapes Path anew, in which %61 has become a, and %2F a slash.
+func sentPath(u *url.URL) string {
+	if u.RawPath != "" {
+		if path, err := url.PathUnescape(u.RawPath); err == nil && path == u.Path {
+			return u.RawPath
+		}
+	}
+	return u.EscapedPath()
+}
+
+// checkPrefix checks the prefix of a path and returns the rule that it breaks. What passes reads the same escaped and not.
+func checkPrefix(prefix string) (rule string) {
+	if prefix == "/" {
+		return ""
+	}
+	rest, ok := strings.CutPrefix(prefix, "/")
+	if !ok {
+		return "must begin with '/'"
+	}
+	for segment := range strings.SplitSeq(strings.TrimSuffix(rest, "/"), "/") {
+		if segment == "" || segment == "." || segment == ".." {
+			return "must not have a segment that is empty, . or .."
+		}
+		for i := range len(segment) {
+			if c := segment[i]; !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-_.~", c) >= 0) {
+				return "must have only letters, digits, '-', '_', '.' and '~' between its slashes"
+			}
+		}
+	}
+	return ""
+}
+
+// Cookie resolves by a cookie that holds the tenant's ID. A request without the cookie is ErrUnresolved. An empty value is an
+// *InvalidError, and so are several cookies of the name that differ: nothing tells which of them the service set.
+//
+// A cookie is the client's to choose, and not the client's alone. Whoever controls a host below the same domain, such as
+// the customer behind another subdomain or a script that got into its pages, can set one for the whole domain, and the browser
+// then sends it to the service as if it were the service's own. With a planted cookie a user works in a tenant of the
+// attacker's choice, and, where both cookies are sent, gets no tenant at all. A name that begins with __Host- keeps that
+// out: browsers take such a cookie only from the host itself, over TLS. Whatever the name, the user's right to the tenant has to
+// be checked: middleware.MatchTenant does that. Where a cache stands in front, answers must have Cookie in Vary.
+//
+// The header is read strictly: a cookie that net/http would drop for a character that it does not like counts here.
+//
+// Cookie panics where name is not the name of a cookie.
+func Cookie(name string) Resolver {
+	if !httpguts.ValidHeaderFieldName(name) { // which has the characters that the name of a cookie has
+		panic(fmt.Sprintf("pgtenancy.Cookie: %q is not the name of a cookie", name))
+	}
+	field := "Cookie " + name
+	return func(r *http.Request) (Key, error) {
+		var id string
+		found := false
+		for _, line := range r.Header["Cookie"] {
+			for pair := range strings.SplitSeq(line, ";") {
+				n, value, _ := strings.Cut(strings.Trim(pair, " \t"), "=")
+				if strings.TrimRight(n, " \t") != name {
+					continue
+				}
+				if found && value != id {
+					return Key{}, malformed(field, id+"; "+value, "must not be given twice with different values")
+				}
+				id, found = value, true
+			}
+		}
+		if !found {
+			return Key{}, ErrUnresolved
+		}
+		return idKey(field, id)
+	}
+}
+
+// Claim resolves by what the service's own authentication put into the request's context, such as a claim of a token that it
+// verified. claim returns the tenant's ID, and false where the request has no such claim, which is ErrUnresolved. An
+// empty ID with true is an *InvalidError. claim must be safe for concurrent use.
+//
+// It can be trusted as far as the authentication, which has to come before it: the middleware that verifies the token goes
+// around middleware.Tenant. In First a Claim comes first, so that a client cannot choose another source by which it is not
+// checked.
+//
+// Claim panics where claim is nil.
+func Claim(claim func(context.Context) (id string, ok bool)) Resolver {
+	if claim == nil {
+		panic("pgtenancy.Claim: the function is nil")
+	}
+	return func(r *http.Request) (Key, error) {
+		id, ok := claim(r.Context())
+		if !ok {
+			return Key{}, ErrUnresolved
+		}
+		return idKey("Claim", id)
 	}
 }
 
@@ -270,7 +430,8 @@ func canonicalHost(host string) (canonical, rule string) {
 	if strings.Contains(name, ":") {
 		return "", "" // an IPv6 address
 	}
-	// What is ASCII is left as it is: browsers send names that idna refuses (xn--qei, a heart), and DNS has them.
+	// What is ASCII is left as it is: browsers send names that idna refuses (xn--qei, a heart), and DNS has them. A label that is
+	// encoded in an unusual way stays a name of its own, and so cannot become another.
 	if strings.ContainsFunc(name, func(r rune) bool { return r > unicode.MaxASCII }) {
 		if !utf8.ValidString(name) {
 			return "", "must be valid UTF-8"
@@ -300,10 +461,12 @@ func canonicalHost(host string) (canonical, rule string) {
 // cutPort returns the host without the port, an IPv6 address with its brackets. It reports false where what follows the
 // host is no port.
 func cutPort(host string) (name string, ok bool) {
-	if _, err := netip.ParseAddr(host); err == nil {
-		return host, true // an IPv6 address without brackets
-	}
 	end := strings.IndexByte(host, ':')
+	if end >= 0 && end != strings.LastIndexByte(host, ':') { // otherwise ParseAddr would make an error for every name
+		if _, err := netip.ParseAddr(host); err == nil {
+			return host, true // an IPv6 address without brackets
+		}
+	}
 	if host[0] == '[' {
 		end = strings.IndexByte(host, ']') + 1
 		addr, err := netip.ParseAddr(host[1:max(end-1, 1)])

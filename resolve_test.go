@@ -1,6 +1,7 @@
 package pgtenancy_test
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -205,6 +206,21 @@ func TestSubdomain(t *testing.T) {
 		{name: "second base", bases: []string{"app.example", "localhost"}, host: "acme.localhost:8080", want: "acme"},
 		{name: "base below base", bases: []string{"app.example", "eu.app.example"}, host: "acme.eu.app.example", want: "acme", reason: "the longest counts"},
 		{name: "base below base, other order", bases: []string{"eu.app.example", "app.example"}, host: "acme.eu.app.example", want: "acme"},
+		{name: "tenant beside a base", bases: []string{"app.example", "eu.app.example"}, host: "acme.app.example", want: "acme"},
+		{name: "nested under the longer base", bases: []string{"app.example", "eu.app.example"}, host: "a.b.eu.app.example", field: "Host", reason: "no base takes it"},
+		{name: "nested under the shorter base", bases: []string{"app.example", "eu.app.example"}, host: "acme.us.app.example", field: "Host", reason: "us is no base"},
+		{name: "ends like the longer base", bases: []string{"app.example", "eu.app.example"}, host: "x-eu.app.example", want: "x-eu", reason: "of the shorter"},
+		{name: "reserved under a base below", bases: []string{"app.example", "eu.app.example"}, host: "www.eu.app.example", reason: "the service's own host"},
+		{name: "reserved label as a base", bases: []string{"example", "app.example"}, host: "acme.app.example", want: "acme", reason: "the longest counts"},
+		{name: "three bases", bases: []string{"example", "a.b.example", "b.example"}, host: "x.a.b.example", want: "x", reason: "the longest counts"},
+		{name: "hole between bases", bases: []string{"example", "a.b.example"}, host: "x.b.example", field: "Host", reason: "b is no base"},
+		{name: "the same base twice", bases: []string{"app.example", "APP.example."}, host: "acme.app.example", want: "acme"},
+		{name: "empty punycode", host: "xn--acme-.app.example", field: "Host", reason: "it decodes to acme, which is not what it is"},
+		{name: "homoglyph", host: "аcme.app.example", field: "Subdomain", reason: "its first letter is Cyrillic"},
+		{name: "dotless i", host: "globexı.app.example", field: "Subdomain", reason: "it is not mapped to i"},
+		{name: "Kelvin sign", host: "\u212a1.app.example", want: "k1", reason: "IDNA and browsers map it to k"},
+		{name: "soft hyphen", host: "ac\u00adme.app.example", want: "acme", reason: "IDNA and browsers drop it"},
+		{name: "zero width joiner", host: "ac\u200dme.app.example", field: "Host", reason: "allowed in few scripts only"},
 		{name: "base is no tenant of a base", bases: []string{"app.example", "eu.app.example"}, host: "eu.app.example", reason: "it is a base"},
 		{name: "base not canonical", bases: []string{"App.Bücher.example."}, host: "acme.app.xn--bcher-kva.example", want: "acme"},
 	}
@@ -217,6 +233,34 @@ func TestSubdomain(t *testing.T) {
 			k, err := pgtenancy.Subdomain(tt.bases...)(hostRequest(tt.host))
 			checkResolved(t, k, err, pgtenancy.ByID(tt.want), tt.field, tt.reason)
 		})
+	}
+}
+
+// Over HTTP/2 net/http leaves the header Host beside Request.Host, which is :authority.
+func TestTwoHosts(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		headers []string
+		invalid bool
+		reason  string
+	}{
+		{[]string{"acme.app.example"}, false, "they agree"},
+		{[]string{"ACME.app.example"}, false, "they agree"},
+		{[]string{"globex.app.example"}, true, "they differ"},
+		{[]string{"acme.app.example", "globex.app.example"}, true, "one differs"},
+		{[]string{""}, true, "one is empty"},
+	}
+	for _, tt := range tests {
+		r := hostRequest("acme.app.example")
+		r.Header["Host"] = tt.headers
+		field := ""
+		if tt.invalid {
+			field = "Host"
+		}
+		k, err := pgtenancy.Subdomain("app.example")(r)
+		checkResolved(t, k, err, pgtenancy.ByID("acme"), field, tt.reason)
+		k, err = pgtenancy.Domain()(r)
+		checkResolved(t, k, err, pgtenancy.ByDomain("acme.app.example"), field, tt.reason)
 	}
 }
 
@@ -313,6 +357,175 @@ func TestPathValue(t *testing.T) {
 	checkResolved(t, k, err, pgtenancy.Key{}, "", "nothing has routed the request")
 }
 
+func TestPathPrefix(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, prefix, path string
+		want               string
+		invalid            bool
+		reason             string
+	}{
+		{name: "ID", path: "/t/acme/orders", want: "acme"},
+		{name: "slash at the end of the prefix", prefix: "/t/", path: "/t/acme/orders", want: "acme", reason: "it makes no difference"},
+		{name: "no more", path: "/t/acme", want: "acme"},
+		{name: "slash", path: "/t/acme/", want: "acme"},
+		{name: "query", path: "/t/acme?x=/t/globex", want: "acme"},
+		{name: "absolute form", path: "http://app.example/t/acme/orders", want: "acme", reason: "what a client sends to a proxy"},
+		{name: "escaped below", path: "/t/acme/a%2Fb%20c", want: "acme", reason: "it is the service's to read"},
+		{name: "empty segment below", path: "/t/acme/orders//1", want: "acme", reason: "no other tenant's, however it is cleaned"},
+		{name: "dots in names", path: "/t/acme/.well-known/..a/...", want: "acme"},
+		{name: "prefix again", path: "/t/t/t/acme", want: "t", reason: "once is enough"},
+		{name: "root", prefix: "/", path: "/acme/orders", want: "acme"},
+		{name: "root alone", prefix: "/", path: "/", reason: "no segment"},
+		{name: "long prefix", prefix: "/api/v1.0/t", path: "/api/v1.0/t/acme", want: "acme"},
+
+		{name: "other path", path: "/healthz", reason: "not below the prefix"},
+		{name: "ends alike", path: "/x/t/acme", reason: "the prefix is the beginning"},
+		{name: "begins alike", path: "/tt/acme", reason: "a prefix ends at a slash"},
+		{name: "prefix alone", path: "/t", reason: "no segment after it"},
+		{name: "prefix and slash", path: "/t/", reason: "no segment after it"},
+		{name: "upper case prefix", path: "/T/acme", reason: "case counts in paths"},
+		{name: "two slashes first", path: "//t/acme", reason: "it does not begin with the prefix"},
+		{name: "dot segment first", path: "/x/../t/acme", reason: "it does not begin with the prefix"},
+		{name: "all of the server", path: "*", reason: "OPTIONS * has no path"},
+
+		{name: "empty segment", path: "/t//acme", invalid: true, reason: "it would name acme if it were cleaned"},
+		{name: "escaped ID", path: "/t/%61cme/orders", invalid: true, reason: "the segment is not acme for who does not unescape it"},
+		{name: "escaped ID, something else not escaped", path: "/t/%61cme/|", invalid: true, reason: "net/url escapes such a path anew, and the segment with it"},
+		{name: "escaped slash, something else not escaped", path: "/t/acme%2Fx/|", invalid: true, reason: "net/url escapes such a path anew, and the segment with it"},
+		{name: "something not escaped", path: "/t/acme/|", want: "acme", reason: "browsers do not escape it"},
+		{name: "escaped slash in the ID", path: "/t/acme%2Forders", invalid: true, reason: "one segment for a mux, two for others"},
+		{name: "escaped slash before", path: "/t%2Facme/orders", invalid: true, reason: "its decoded form names acme"},
+		{name: "escaped prefix", path: "/%74/acme/orders", invalid: true, reason: "its decoded form names acme"},
+		{name: "up", path: "/t/acme/../globex/orders", invalid: true, reason: "globex if it is cleaned"},
+		{name: "up at the end", path: "/t/acme/..", invalid: true, reason: "no tenant if it is cleaned"},
+		{name: "up, escaped", path: "/t/acme/%2e%2E/globex", invalid: true, reason: "browsers read it as dots"},
+		{name: "up, slashes escaped", path: "/t/acme/x%2F..%2F..%2Fglobex", invalid: true, reason: "globex where slashes are unescaped before"},
+		{name: "up before the ID", path: "/t/../acme", invalid: true, reason: "no ID"},
+		{name: "dot", path: "/t/./acme", invalid: true, reason: "acme if it is cleaned"},
+		{name: "dot below", path: "/t/acme/./orders", invalid: true, reason: "a clean path has none"},
+		{name: "empty after the ID", path: "/t/acme//evil.example", invalid: true, reason: "a redirect to what is left would be to another host"},
+		{name: "empty after the ID, escaped", path: "/t/acme/%2Fevil.example", invalid: true, reason: "a redirect to what is left would be to another host"},
+		{name: "upper case", path: "/t/Acme/orders", invalid: true, reason: "no ID"},
+		{name: "underscore", path: "/t/a_b/orders", invalid: true, reason: "no ID"},
+		{name: "parameter", path: "/t/acme;x=globex/orders", invalid: true, reason: "no ID"},
+		{name: "NUL", path: "/t/acme%00/orders", invalid: true, reason: "no ID"},
+		{name: "unicode", path: "/t/аcme/orders", invalid: true, reason: "no ID: its first letter is Cyrillic"},
+		{name: "backslash", path: `/t/acme\orders`, invalid: true, reason: "no ID"},
+		{name: "huge", path: "/t/" + strings.Repeat("a", 1<<20), invalid: true, reason: "no ID"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			if tt.prefix == "" {
+				tt.prefix = "/t"
+			}
+			field := ""
+			if tt.invalid {
+				field = "PathPrefix /t/"
+			}
+			k, err := pgtenancy.PathPrefix(tt.prefix)(httptest.NewRequest(http.MethodGet, tt.path, nil))
+			checkResolved(t, k, err, pgtenancy.ByID(tt.want), field, tt.reason)
+			if err != nil && len(err.Error()) > 1000 {
+				t.Errorf("the error has %d bytes", len(err.Error()))
+			}
+		})
+	}
+}
+
+// A middleware before may have changed the path, and left RawPath as it was.
+func TestPathPrefixRewritten(t *testing.T) {
+	t.Parallel()
+	r := httptest.NewRequest(http.MethodGet, "/t/globex/a%2Fb", nil)
+	r.URL.Path = "/t/acme/orders"
+	k, err := pgtenancy.PathPrefix("/t")(r)
+	checkResolved(t, k, err, pgtenancy.ByID("acme"), "", "a RawPath that does not fit Path does not count")
+}
+
+func TestCookie(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name    string
+		lines   []string
+		want    string
+		invalid bool
+		reason  string
+	}{
+		{name: "ID", lines: []string{"tenant=acme"}, want: "acme"},
+		{name: "among others", lines: []string{"a=b; tenant=acme; c=d"}, want: "acme"},
+		{name: "no spaces", lines: []string{"a=b;tenant=acme;c=d"}, want: "acme"},
+		{name: "many spaces", lines: []string{" a=b ;\t tenant =acme \t; "}, want: "acme", reason: "servers trim them"},
+		{name: "second line", lines: []string{"a=b", "tenant=acme"}, want: "acme", reason: "HTTP/2 may send a line each"},
+		{name: "twice the same", lines: []string{"tenant=acme; tenant=acme", "tenant=acme"}, want: "acme", reason: "they agree"},
+		{name: "case", lines: []string{"Tenant=globex; tenant=acme"}, want: "acme", reason: "case counts in cookies' names"},
+		{name: "ends alike", lines: []string{"xtenant=globex; tenant=acme; tenants=globex"}, want: "acme"},
+		{name: "none", reason: "no cookie"},
+		{name: "others", lines: []string{"a=tenant; b=c=tenant=acme"}, reason: "not its name"},
+
+		{name: "two", lines: []string{"tenant=acme; tenant=globex"}, invalid: true, reason: "one of them may be planted"},
+		{name: "two lines", lines: []string{"tenant=acme", "tenant=globex"}, invalid: true, reason: "one of them may be planted"},
+		{name: "third differs", lines: []string{"tenant=acme; tenant=acme; tenant=globex"}, invalid: true, reason: "one of them may be planted"},
+		{name: "second empty", lines: []string{"tenant=acme; tenant="}, invalid: true, reason: "they differ"},
+		{name: "first empty", lines: []string{"tenant=; tenant=acme"}, invalid: true, reason: "they differ"},
+		{name: "one that net/http drops", lines: []string{`tenant=ac\me; tenant=globex`}, invalid: true, reason: "another server may read the first"},
+		{name: "quoted and not", lines: []string{`tenant="acme"; tenant=acme`}, invalid: true, reason: "they differ"},
+		{name: "empty", lines: []string{"tenant="}, invalid: true, reason: "whoever set it failed to"},
+		{name: "no value", lines: []string{"tenant"}, invalid: true, reason: "net/http reads an empty value"},
+		{name: "quoted", lines: []string{`tenant="acme"`}, invalid: true, reason: "no ID needs quotes"},
+		{name: "upper case", lines: []string{"tenant=Acme"}, invalid: true, reason: "no ID"},
+		{name: "space", lines: []string{"tenant= acme"}, invalid: true, reason: "no ID"},
+		{name: "escaped", lines: []string{"tenant=%61cme"}, invalid: true, reason: "no ID"},
+		{name: "comma", lines: []string{"tenant=acme, tenant=globex"}, invalid: true, reason: "no ID"},
+		{name: "signed", lines: []string{"tenant=acme.c2lnbmF0dXJl"}, invalid: true, reason: "no ID: what has to be verified is a Claim"},
+		{name: "huge", lines: []string{"tenant=" + strings.Repeat("a", 1<<20)}, invalid: true, reason: "no ID"},
+		{name: "very many", lines: []string{strings.Repeat("a=b;", 100_000) + "tenant=a_b"}, invalid: true, reason: "net/http reads none of so many"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := hostRequest("globex.app.example")
+			for _, line := range tt.lines {
+				r.Header.Add("Cookie", line)
+			}
+			field := ""
+			if tt.invalid {
+				field = "Cookie tenant"
+			}
+			k, err := pgtenancy.Cookie("tenant")(r)
+			checkResolved(t, k, err, pgtenancy.ByID(tt.want), field, tt.reason)
+			if err != nil && len(err.Error()) > 1000 {
+				t.Errorf("the error has %d bytes", len(err.Error()))
+			}
+		})
+	}
+}
+
+func TestClaim(t *testing.T) {
+	t.Parallel()
+	type claimKey struct{}
+	resolve := pgtenancy.Claim(func(ctx context.Context) (string, bool) {
+		id, ok := ctx.Value(claimKey{}).(string)
+		return id, ok
+	})
+	tests := []struct {
+		name   string
+		claim  any
+		want   string
+		field  string
+		reason string
+	}{
+		{name: "ID", claim: "acme", want: "acme"},
+		{name: "none", reason: "nobody put a claim there"},
+		{name: "empty", claim: "", field: "Claim", reason: "a token without a tenant is not a request without a token"},
+		{name: "no ID", claim: "Acme", field: "Claim", reason: "no ID"},
+	}
+	for _, tt := range tests {
+		r := hostRequest("globex.app.example")
+		k, err := resolve(r.WithContext(context.WithValue(t.Context(), claimKey{}, tt.claim)))
+		checkResolved(t, k, err, pgtenancy.ByID(tt.want), tt.field, tt.reason)
+	}
+}
+
 func TestFirst(t *testing.T) {
 	t.Parallel()
 	down := errors.New("down")
@@ -372,6 +585,17 @@ func TestResolverPanics(t *testing.T) {
 		{"header with space", func() { pgtenancy.Header("X Tenant") }, "not the name of a header"},
 		{"Host", func() { pgtenancy.Header("host") }, "Subdomain or Domain"},
 		{"no path value", func() { pgtenancy.PathValue("") }, "no name"},
+		{"no prefix", func() { pgtenancy.PathPrefix("") }, "must begin with '/'"},
+		{"prefix without slash", func() { pgtenancy.PathPrefix("t") }, "must begin with '/'"},
+		{"prefix with empty segment", func() { pgtenancy.PathPrefix("/t//x") }, "segment that is empty"},
+		{"prefix of two slashes", func() { pgtenancy.PathPrefix("//") }, "segment that is empty"},
+		{"prefix with dots", func() { pgtenancy.PathPrefix("/t/../x") }, "segment that is empty, . or .."},
+		{"prefix with wildcard", func() { pgtenancy.PathPrefix("/t/{tenant}") }, "must have only letters"},
+		{"escaped prefix", func() { pgtenancy.PathPrefix("/a%20b") }, "must have only letters"},
+		{"no cookie", func() { pgtenancy.Cookie("") }, "not the name of a cookie"},
+		{"cookie with space", func() { pgtenancy.Cookie("a b") }, "not the name of a cookie"},
+		{"cookie with =", func() { pgtenancy.Cookie("a=b") }, "not the name of a cookie"},
+		{"nil claim", func() { pgtenancy.Claim(nil) }, "nil"},
 		{"First of none", func() { pgtenancy.First() }, "no resolver"},
 		{"First of nil", func() { pgtenancy.First(pgtenancy.Domain(), nil) }, "nil"},
 	}
