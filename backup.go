@@ -23,7 +23,8 @@ import (
 
 // BackupOpts says what Backup writes, and how.
 type BackupOpts struct {
-	// Tenants are the IDs of those to back up, of any state but Provisioning. Defaults to all that are active or suspended.
+	// Tenants are the IDs of those to back up, of any state but Provisioning: one that is deleted has its data until a purge begins.
+	// Defaults to nil, for all that are active or suspended; a list without an ID is for none.
 	Tenants []string
 
 	// Parallel is the number of tenants at a time. Defaults to ParallelDefault. It is at most one less than the number of
@@ -31,8 +32,8 @@ type BackupOpts struct {
 	Parallel int
 
 	// Shared are shared tables of which the backup of a tenant also has its rows, as {"public", "users"}: those that row level
-	// security shows to the tenant. The owner must be bound by the policies, as Policy has it. A table comes after those that
-	// it references. Defaults to none.
+	// security shows to the tenant, but for those of Policy.Global that are everybody's. The owner must be bound by the policies, as
+	// Policy has it. A table comes after those that it references. Defaults to none.
 	Shared []pgx.Identifier
 
 	// OnProgress is called after each tenant. Calls do not overlap. Defaults to none.
@@ -103,8 +104,9 @@ const (
 // Backup writes a backup of each tenant to store: one object, named by the ID and the moment,
 // "acme/20060102T150405.000000Z.tar.gz", so that the last by name is the newest. It stands for itself. It has the rows of all
 // tables and the state of all sequences, the migrations that built the schema, what the registry says of the tenant, and
-// checksums of all of it; see Manifest. It is a tar file, compressed with gzip, that can be unpacked without this library. opts may
-// be nil.
+// checksums of all of it; see Manifest. It is a tar file, compressed with gzip, that can be unpacked without this library. The moment
+// is by the database's clock, in UTC. Store.List with the prefix "acme/" has those of acme, and without the slash those of acme-2
+// too. opts may be nil.
 //
 // All rows of one tenant are of one moment, while the application goes on writing; they are read without locks that it would
 // notice. Tenants are read in waves of up to 256, each from one snapshot, in which no tenant is begun after two minutes, so
@@ -117,9 +119,10 @@ const (
 // Migrations in Go are not in it either: a restore needs the same ones at hand.
 //
 // A restore builds the schema by its migrations. So Backup compares the schema with what they make, which it finds out by building
-// it in a transaction that it rolls back, once for each version. One that differs is backed up, since its rows are what
+// it in a transaction that it rolls back, once for each version, the migrations in Go with it. One that differs is backed up, since its rows are what
 // matters, and BackupObject.Drift says how: make it right, or Restore will want to be told what to do. A tenant whose history is not
-// that of the migrations at hand cannot be backed up: ErrMigrationChanged.
+// that of the migrations at hand cannot be backed up: ErrMigrationChanged. Nor can one with a migration that was begun and is not
+// finished, before the next Migrate.
 //
 // It goes on past a tenant that fails, and returns a *BackupError that lists those. It stops early when ctx is cancelled or the
 // database cannot be reached, and returns that error then, joined with those of the tenants. The report says what was
@@ -150,6 +153,7 @@ type backup struct {
 	store   Store
 	opts    BackupOpts
 	shared  []ManifestTable
+	own     []string          // for each of these the condition for the tenant's rows among those that it sees; "" for all
 	files   map[string][]byte // the tenants' migrations, as they were when the fleet was opened
 	server  string
 	started time.Time
@@ -278,6 +282,16 @@ func (b *backup) readShared(ctx context.Context) error {
 				return err
 			}
 			b.shared = append(b.shared, t)
+			// Rows that are everybody's are not the tenant's to restore.
+			var own string
+			err = wc.Pgx().QueryRow(ctx, `select coalesce(max(pg_catalog.pg_get_expr(p.polqual, p.polrelid)), '') from pg_catalog.pg_policy p
+				where p.polrelid = $1::text::pg_catalog.regclass and p.polname = $2
+					and exists (select from pg_catalog.pg_policy g where g.polrelid = p.polrelid and g.polname = $3)`,
+				ident.QuoteAll(name...), isolationPolicy, globalPolicy).Scan(&own)
+			if err != nil {
+				return fmt.Errorf("pgtenancy: shared table %s: %w", strings.Join(name, "."), err)
+			}
+			b.own = append(b.own, own)
 		}
 		return nil
 	})
@@ -329,10 +343,12 @@ func (b *backup) waves(ctx context.Context, ids []string) error {
 
 // member is a tenant of a wave, as the snapshot has it.
 type member struct {
-	Tenant
+	Tenant            // whose schema is the one that has its data now
+	registered string // its own, which is another one where it is deleted
 	digest     int64
 	domains    []string
 	unfinished bool
+	purging    bool
 	layout     layout.Layout
 	shape      catalog.Shape
 }
@@ -458,13 +474,16 @@ func (m *member) same(o *member) bool {
 
 // list reads tenants from the registry. Those that are gone since they were listed are not in it.
 func (b *backup) list(ctx context.Context, wc *conn, ids []string) ([]*member, error) {
-	rows, _ := wc.Pgx().Query(ctx, `select `+tenantColumns+`, t.digest, exists (select from pgtenancy.unfinished u where u.tenant_id = t.id),
+	rows, _ := wc.Pgx().Query(ctx, `select `+tenantColumns+`, coalesce(t.deleted_schema, t.schema_name), t.purging is not null,
+			t.digest, exists (select from pgtenancy.unfinished u where u.tenant_id = t.id),
 			(select coalesce(array_agg(d.domain order by d.domain), '{}') from pgtenancy.domains d where d.tenant_id = t.id)
 		from pgtenancy.tenants t where t.id = any($1) order by t.id`, ids) // the error is in rows
 	members, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*member, error) {
 		var m member
+		var now string
 		var err error
-		m.Tenant, err = scanTenantAnd(row, &m.digest, &m.unfinished, &m.domains)
+		m.Tenant, err = scanTenantAnd(row, &now, &m.purging, &m.digest, &m.unfinished, &m.domains)
+		m.registered, m.schema, m.path = m.schema, now, ident.Quote(now)
 		return &m, err
 	})
 	if err != nil {
@@ -561,6 +580,8 @@ func (b *backup) done(m *member, o BackupObject, err error) {
 func (b *backup) manifest(snap snapshot, m *member) (*Manifest, error) {
 	n, ok := b.fleet.tenant.upTo(m.version)
 	switch {
+	case m.purging:
+		return nil, fmt.Errorf("%w: it is being purged", ErrTenantState)
 	case !m.layout.Exists:
 		return nil, fmt.Errorf("%w: its schema %s does not exist", ErrTenantNotFound, m.path)
 	case m.unfinished:
@@ -570,7 +591,7 @@ func (b *backup) manifest(snap snapshot, m *member) (*Manifest, error) {
 	}
 	man := &Manifest{
 		Format: backupFormat, CreatedAt: snap.at.UTC(), Server: b.server,
-		Tenant: m.id, Schema: m.schema, Attributes: map[string]string{}, Domains: m.domains,
+		Tenant: m.id, Schema: m.registered, Attributes: map[string]string{}, Domains: m.domains,
 		Version: m.version, Digest: m.digest, Fingerprint: strings.NewReplacer("{", "", "}", "", " ", "").Replace(fmt.Sprintf("%x", m.shape)),
 		Drift: b.drift(m), Shared: slices.Clone(b.shared), Views: m.layout.Views,
 	}
@@ -614,20 +635,34 @@ func (b *backup) write(ctx context.Context, snap snapshot, m *member) (o BackupO
 		r, w := io.Pipe()
 		end := make(chan error, 1)
 		body := &countingReader{Reader: r}
+		var thrown func() // where Put panics or calls runtime.Goexit
 		go func() {
-			err := b.store.Put(ctx, o.Name, body)
+			var err error
+			returned := false
+			defer func() {
+				if !returned {
+					panicked := panicError(recover())
+					thrown, err = func() { rethrow(panicked) }, errors.New("the store panicked")
+				}
+				_ = r.CloseWithError(cmp.Or(err, io.ErrClosedPipe))
+				end <- err
+			}()
+			err = b.store.Put(ctx, o.Name, body)
 			if err == nil && !body.ended {
 				err = errors.New("the store says that it is done before the end")
 			}
-			_ = r.CloseWithError(cmp.Or(err, io.ErrClosedPipe))
-			end <- err
+			returned = true
 		}()
 		rows, err := b.copy(ctx, wc, snap, m, man, w)
 		if err == nil {
 			err = b.unchanged(ctx, wc, m)
 		}
 		_ = w.CloseWithError(err) // with nil it is the end
-		if putErr := <-end; err == nil || errors.Is(err, putErr) && putErr != nil {
+		putErr := <-end
+		if thrown != nil {
+			thrown()
+		}
+		if err == nil || errors.Is(err, putErr) && putErr != nil {
 			err = putErr
 		}
 		o.Rows, o.Bytes = rows, body.n
@@ -652,7 +687,7 @@ func (r *countingReader) Read(b []byte) (int, error) {
 
 // copySettings make COPY write what reads the same everywhere, whatever the database's settings are, and read it.
 const copySettings = `select pg_catalog.set_config(s.name, s.value, true)
-	from (values ('datestyle', 'ISO, YMD'), ('intervalstyle', 'postgres'), ('timezone', 'UTC'), ('extra_float_digits', '3'), ('bytea_output', 'hex'),
+	from (values ('datestyle', 'ISO, YMD'), ('intervalstyle', 'postgres'), ('timezone', 'UTC'), ('extra_float_digits', '3'), ('bytea_output', 'hex'), ('array_nulls', 'on'),
 		('lc_monetary', 'C'), ('xmloption', 'content'), ('client_encoding', 'UTF8'), ('statement_timeout', '0'),
 		('idle_in_transaction_session_timeout', '0')) s (name, value)`
 
@@ -690,7 +725,7 @@ func (b *backup) copy(ctx context.Context, wc *conn, snap snapshot, m *member, m
 		queries = append(queries, query{sql: rowSecurity("on")})
 		for i := range b.shared {
 			t := copyTable(&b.shared[i])
-			t.Partitioned = true // from a query, to which policies apply
+			t.Partitioned, t.Where = true, b.own[i] // from a query, to which policies apply
 			queries = append(queries, query{t.Name, t.CopyTo(b.shared[i].Schema)})
 		}
 		queries = append(queries, query{sql: rowSecurity("off")})
@@ -728,7 +763,7 @@ func (b *backup) unchanged(ctx context.Context, wc *conn, m *member) error {
 	if err != nil {
 		return err
 	}
-	if len(now) == 0 || !now[0].same(m) || now[0].unfinished || stamp != m.layout.Stamp {
+	if len(now) == 0 || !now[0].same(m) || now[0].unfinished || now[0].purging || stamp != m.layout.Stamp {
 		return errChanged
 	}
 	return nil

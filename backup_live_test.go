@@ -270,10 +270,37 @@ func TestBackupShared(t *testing.T) {
 	restore(t, fleet, store, name, &pgtenancy.RestoreOpts{Replace: true})
 	checkList(t, "shared rows", all(), was...)
 
+	elsewhere := newFleetDB(t)
+	there := elsewhere.migrated(t, with(files, "shared/001_users.sql", strings.ReplaceAll(string(files["shared/001_users.sql"].Data), db.app, elsewhere.app)))
+	got := restore(t, there, store, name, nil)
+	_, err = there.Pool().Exec(as(t, got), "insert into users (name) values ('the first one here')")
+	check(t, "an insert after the sequence's state", err)
+	checkEqual(t, "users elsewhere", elsewhere.count(t, "select count(*) from users"), 4)
+
 	for _, table := range []pgx.Identifier{{"users"}, {"pgtenancy", "tenants"}, {"public", "none"}, {"public", "open"}} {
 		_, err := fleet.Backup(bare(t), store, &pgtenancy.BackupOpts{Shared: []pgx.Identifier{table}})
 		checkInvalid(t, table.Sanitize(), err, "BackupOpts.Shared")
 	}
+}
+
+// Rows of shared tables that are everybody's are no tenant's to restore.
+func TestBackupSharedGlobal(t *testing.T) {
+	t.Parallel()
+	db := newFleetDB(t)
+	fleet := db.migrated(t, sqlFiles("shared/001_units.sql", `create table units (id int generated always as identity primary key, tenant_id text, name text);
+		grant select, insert, update, delete on units to `+db.app+";\n"+
+		pgtenancy.Policy{Table: pgx.Identifier{"public", "units"}, Role: db.app, Global: true}.SQL(),
+		"tenant/001_orders.sql", "create table orders (unit int)"))
+	acme := provision(t, fleet, "acme")
+	db.exec(t, "insert into units (name) values ('kilogram')")
+	_, err := fleet.Pool().Exec(as(t, acme), "insert into units (name) values ('dozen')")
+	check(t, "insert", err)
+	store := pgtenancy.DirStore(t.TempDir())
+	name := backup(t, fleet, store, &pgtenancy.BackupOpts{Shared: []pgx.Identifier{{"public", "units"}}})["acme"].Name
+	_, err = fleet.Pool().Exec(as(t, acme), "update units set name = 'gross' where tenant_id is not null")
+	check(t, "update", err)
+	restore(t, fleet, store, name, &pgtenancy.RestoreOpts{Replace: true})
+	checkList(t, "units", db.texts(t, "select concat_ws(' ', tenant_id, name) from units order by id"), "kilogram", "acme dozen")
 }
 
 // Random schemas and rows come back under another name.

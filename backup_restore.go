@@ -24,8 +24,9 @@ type RestoreOpts struct {
 	// As is the ID of the tenant to make, to have it beside the one that was backed up. Defaults to that one's.
 	As string
 
-	// Replace has the tenant in place of one that is there, which keeps its domains and attributes and whose data is set aside
-	// and not lost: see Restore. Without it, a tenant that is there is ErrTenantExists.
+	// Replace has the tenant in place of the one that has the ID, which keeps its domains, its attributes and its state, and whose
+	// data is set aside and not lost: see Restore. Where there is none, it is made as without Replace: with the attributes in the
+	// backup, and with the domains unless As is another ID. Without Replace, a tenant that is there is ErrTenantExists.
 	Replace bool
 
 	// AcceptDrift restores the rows of a schema that differed from what its migrations make, into what they make. Where that has
@@ -61,9 +62,11 @@ func (e *DriftError) Error() string {
 
 // Restore makes a tenant of a backup, and returns it, in service: beside the one that was backed up, in its place, or in
 // another database. It builds the schema with the migrations in the backup, puts in the rows and the state of the sequences, and
-// then runs those of the fleet's migrations that come after. All of it is one transaction: what is in the way, of the backup or
-// of the call, changes nothing, and the tenant is there for everybody when Restore returns. It takes the locks that Provision
-// takes for the same schema.
+// then runs those of the fleet's migrations that come after, with constraints that are deferred made immediate before. The tenant
+// is made in one transaction: what is in the way, of the backup or of the call, changes nothing, nor does the end of the process or
+// of the server, and the tenant is there for everybody when Restore returns. A transaction before that one builds the schema, as
+// Clone has it, so that nobody who works with shared tables waits while rows are put in; only who would delete a row that they
+// reference does, and where migrations cannot run ahead. The migrations that come after take their locks at the end.
 //
 // Rows are checked by constraints, foreign keys at the end, and no trigger fires for them. What migrations themselves inserted
 // is replaced. Materialized views that had been populated are refreshed. A backup is checked against its checksums before
@@ -103,9 +106,11 @@ func (f *Fleet) Restore(ctx context.Context, store Store, object string, opts *R
 	if err := r.check(); err != nil {
 		return Tenant{}, err
 	}
+	defer func() { f.dropBuilt(ctx, r.built) }() // where it was not used
 	if err := f.withOwner(ctx, func(wc *conn) error { return r.run(ctx, wc) }); err != nil {
 		return Tenant{}, r.why(err)
 	}
+	r.built = ""
 	f.afterChanges(ctx, r.asideChanges)
 	f.afterChanges(ctx, r.changes)
 	return r.tenant, nil
@@ -123,6 +128,8 @@ type restore struct {
 	tenant  Tenant
 	domains []string // that it gets
 	aside   Tenant   // the one that was there, under its new ID
+	built   string   // the schema that was built ahead, "" where none was
+	on      []string // what is left to do to it when the rows are there, in that name
 
 	changes, asideChanges []Change
 }
@@ -202,7 +209,10 @@ func (r *restore) check() error {
 	if id == "" || m.Schema == "" {
 		return damaged("%s has no tenant", manifestFile)
 	}
-	r.tenant, r.domains, err = f.newTenant(id, schema, m.Attributes, domains)
+	if r.tenant, r.domains, err = f.newTenant(id, schema, m.Attributes, domains); err != nil {
+		return err
+	}
+	r.tenant, err = f.withRole(r.tenant)
 	return err
 }
 
@@ -218,7 +228,58 @@ func (r *restore) why(err error) error {
 	return err
 }
 
-// run restores in one transaction.
+// buildAhead builds the schema where nothing seems to be in the way of the restore.
+func (r *restore) buildAhead(ctx context.Context, wc *conn) (err error) {
+	t := r.tenant
+	rows, _ := wc.Pgx().Query(ctx, `select `+tenantColumns+` from pgtenancy.tenants t where t.id = $1`, t.id) // the error is in rows
+	was, err := pgx.CollectExactlyOneRow(rows, scanTenant)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+	case err != nil:
+		return err
+	case !r.opts.Replace || was.state != Active && was.state != Suspended:
+		return nil
+	default:
+		t = was
+	}
+	r.built, err = r.fleet.buildAhead(ctx, wc, r.from, t, func(schema string, scope *wire.Scope) error {
+		_, err := wc.Run(ctx, []wire.Step{{Scope: scope}, {SQL: "set constraints all immediate"}, {SQL: rowSecurity("off")}})
+		if err != nil {
+			return err
+		}
+		layouts, err := layout.Read(ctx, wc.Pgx(), []string{schema})
+		if err != nil {
+			return err
+		}
+		r.on, err = r.empty(ctx, wc, &layouts[0])
+		return err
+	})
+	return err
+}
+
+// empty makes a schema ready for rows, and returns the statements for when they are there. Its locks are such that who deletes
+// rows of shared tables waits, for these ask all who reference them.
+func (r *restore) empty(ctx context.Context, wc *conn, l *layout.Layout) (on []string, err error) {
+	rules, err := layout.ReadRules(ctx, wc.Pgx(), l.Schema)
+	if err != nil {
+		return nil, err
+	}
+	var off []wire.Step
+	for _, sql := range rules.Off {
+		off = append(off, wire.Step{SQL: sql})
+	}
+	if len(l.Tables) > 0 { // rows that migrations put there
+		names := make([]string, len(l.Tables))
+		for i := range l.Tables {
+			names[i] = ident.QuoteAll(l.Schema, l.Tables[i].Name)
+		}
+		off = append(off, wire.Step{SQL: "truncate " + strings.Join(names, ", ")})
+	}
+	_, err = wc.Run(ctx, off)
+	return rules.On, err
+}
+
+// run restores in one transaction. Another one builds the schema before.
 func (r *restore) run(ctx context.Context, wc *conn) (err error) {
 	committed := false
 	defer func() {
@@ -227,6 +288,9 @@ func (r *restore) run(ctx context.Context, wc *conn) (err error) {
 		}
 	}()
 	f := r.fleet
+	if err := r.buildAhead(ctx, wc); err != nil {
+		return r.failed(err)
+	}
 	if _, err := wc.Run(ctx, []wire.Step{{SQL: beginSQL}}); err != nil {
 		return r.failed(err)
 	}
@@ -241,22 +305,37 @@ func (r *restore) run(ctx context.Context, wc *conn) (err error) {
 	r.changes[0].From = r.object
 	t := r.tenant
 	ctx = WithTenant(ctx, t) // the caller's may carry another
-	if _, err := wc.Run(ctx, r.history.registerSteps(t, domains)); err != nil {
+	tags, err := wc.Run(ctx, append(r.history.registerSteps(t, domains), claimBuilt(r.built)))
+	if err != nil {
 		return taken(t, err)
 	}
+	claimed := tags[len(tags)-1].RowsAffected() > 0
 
 	scope := f.ownerScope(t)
 	outer := &tx{binding: binding{tenant: t}, pool: f.owner, conn: wc, scope: scope}
 	var p pipeline
-	p.add(origin{}, wire.Step{SQL: "create schema " + t.path})
-	p.add(origin{}, f.grantSteps(t, false)...)
-	if err := r.from.build(ctx, outer, t, &p, nil); err != nil {
+	if claimed {
+		run := []wire.Step{renameStep(t)}
+		if t.role != "" { // as a spare has no role, it has no grants yet
+			run = append(append(run, f.roleSteps(t)...), f.grantSteps(t, true)...)
+		}
+		if _, err := wc.Run(ctx, run); err != nil {
+			return taken(t, err)
+		}
+	} else {
+		p.add(origin{}, wire.Step{SQL: "create schema " + t.path})
+		p.add(origin{}, f.roleSteps(t)...)
+		p.add(origin{}, f.grantSteps(t, false)...)
+		p.add(origin{}, wire.Step{SQL: rebuild(true)})
+		if err := r.from.build(ctx, outer, t, &p, nil); err != nil {
+			return err
+		}
+	}
+	if err := r.load(ctx, wc, scope, claimed); err != nil {
 		return err
 	}
-	if err := r.load(ctx, wc, scope); err != nil {
-		return err
-	}
-	if err := r.later.build(ctx, outer, t, &pipeline{}, nil); err != nil {
+	p.add(origin{}, wire.Step{SQL: moving("")}, wire.Step{SQL: rebuild(false)})
+	if err := r.later.build(ctx, outer, t, &p, nil); err != nil {
 		return err
 	}
 	if _, err := wc.Run(ctx, append(r.history.historySteps(t, false), changeSteps(r.changes)...)); err != nil {
@@ -269,6 +348,9 @@ func (r *restore) run(ctx context.Context, wc *conn) (err error) {
 	}
 	if err := f.beforeChanges(ctx, wc, t, r.changes); err != nil {
 		return r.failed(err)
+	}
+	if err := f.join(ctx, wc, t); err != nil {
+		return taken(t, err)
 	}
 	if err := outer.Commit(ctx); err != nil {
 		return taken(t, err)
@@ -312,9 +394,18 @@ func (r *restore) setAside(ctx context.Context, wc *conn) (domains []string, err
 	case unfinished:
 		return nil, r.failed(fmt.Errorf("%w: one of its migrations has been begun and is not finished: run Fleet.Migrate first", ErrTenantState))
 	}
-	id := strings.TrimRight(cut(was.id, ident.MaxBytes-len(f.prefix)-len("-old-12345678")), "-") + "-old-" + strings.ToLower(rand.Text()[:8])
+	room := ident.MaxBytes - max(len(f.prefix), len(f.roles)+len(roleSeparator)) - len("-old-12345678")
+	id := strings.TrimRight(cut(was.id, room), "-") + "-old-" + strings.ToLower(rand.Text()[:8])
 	if r.aside, _, err = f.newTenant(id, "", nil, nil); err != nil {
 		return nil, err
+	}
+	var renamed []wire.Step
+	if was.role != "" {
+		if f.roles == "" {
+			return nil, invalid("FleetConfig.IsolateRoles", "", "must be set: tenant "+was.id+" has a role of its own")
+		}
+		r.aside.role = f.roles + roleSeparator + id // its schema's grants go with it
+		renamed = []wire.Step{{SQL: "alter role " + ident.Quote(was.role) + " rename to " + ident.Quote(r.aside.role)}}
 	}
 	r.aside.state = Deleted
 	r.asideChanges = []Change{{Tenant: id, Kind: ChangeRestore, From: was.id, To: Deleted.String(), Reason: r.opts.Reason}}
@@ -327,25 +418,26 @@ func (r *restore) setAside(ctx context.Context, wc *conn) (domains []string, err
 	_, err = wc.Run(ctx, append([]wire.Step{
 		{SQL: "alter schema " + was.path + " rename to " + ident.Quote(name)},
 		{
-			SQL:  `update pgtenancy.tenants set id = $2, schema_name = $3, state = 'deleted', deleted_schema = $4, updated_at = now() where id = $1`,
-			Args: []any{was.id, id, r.aside.schema, name},
+			SQL:  `update pgtenancy.tenants set id = $2, schema_name = $3, state = 'deleted', deleted_schema = $4, role_name = $5, updated_at = now() where id = $1`,
+			Args: []any{was.id, id, r.aside.schema, name, r.aside.role},
 		},
 		{SQL: `update pgtenancy.migrations set tenant_id = $2 where tenant_id = $1`, Args: []any{was.id, id}},
 		{SQL: `select pg_catalog.set_config('lock_timeout', s.reset_val, true) from pg_catalog.pg_settings s where s.name = 'lock_timeout'`},
-	}, changeSteps(r.asideChanges)...))
+	}, append(renamed, changeSteps(r.asideChanges)...)...))
 	if err != nil {
 		return nil, r.failed(err)
 	}
-	r.tenant, r.domains = was, nil
-	return domains, nil
+	r.domains = nil
+	r.tenant, err = f.withRole(was)
+	return domains, err
 }
 
-// load puts the rows into the schema that was built.
-func (r *restore) load(ctx context.Context, wc *conn, scope *wire.Scope) error {
+// load puts the rows into the schema that was built, ahead where it was claimed.
+func (r *restore) load(ctx context.Context, wc *conn, scope *wire.Scope, claimed bool) error {
 	m, t := r.archive.manifest, r.tenant
 	// What migrations have left for the commit to check is in the way of the rest.
 	_, err := wc.Run(ctx, []wire.Step{
-		{Scope: scope}, {SQL: "set constraints all immediate"}, {SQL: saveSettings}, {SQL: copySettings}, {SQL: rowSecurity("off")},
+		{Scope: scope}, {SQL: "set constraints all immediate"}, {SQL: saveSettings}, {SQL: copySettings}, {SQL: rowSecurity("off")}, {SQL: moving("restore")},
 	})
 	if err != nil {
 		return r.failed(err)
@@ -358,22 +450,13 @@ func (r *restore) load(ctx context.Context, wc *conn, scope *wire.Scope) error {
 	if err := r.compare(l); err != nil {
 		return err
 	}
-	rules, err := layout.ReadRules(ctx, wc.Pgx(), t.schema)
-	if err != nil {
-		return r.failed(err)
-	}
-	var off []wire.Step
-	for _, sql := range rules.Off {
-		off = append(off, wire.Step{SQL: sql})
-	}
-	if len(l.Tables) > 0 { // rows that migrations put there
-		names := make([]string, len(l.Tables))
-		for i := range l.Tables {
-			names[i] = ident.QuoteAll(t.schema, l.Tables[i].Name)
+	rules := make([]string, len(r.on))
+	if claimed {
+		name := strings.NewReplacer(ident.Quote(r.built), t.path, r.built, t.path)
+		for i, sql := range r.on {
+			rules[i] = name.Replace(sql)
 		}
-		off = append(off, wire.Step{SQL: "truncate " + strings.Join(names, ", ")})
-	}
-	if _, err := wc.Run(ctx, off); err != nil {
+	} else if rules, err = r.empty(ctx, wc, l); err != nil {
 		return r.failed(err)
 	}
 
@@ -409,7 +492,7 @@ func (r *restore) load(ctx context.Context, wc *conn, scope *wire.Scope) error {
 	}
 	// What triggers and deferrable keys have queued is in the way of ALTER TABLE.
 	on = append(on, wire.Step{SQL: rowSecurity("off")}, wire.Step{SQL: "set constraints all immediate"})
-	for _, sql := range rules.On {
+	for _, sql := range rules {
 		on = append(on, wire.Step{SQL: sql})
 	}
 	for _, name := range append(l.Views, slices.DeleteFunc(slices.Clone(m.Views), func(v string) bool { return slices.Contains(l.Views, v) })...) {
@@ -465,6 +548,11 @@ func (r *restore) rows(ctx context.Context, wc *conn, sql string, t *ManifestTab
 	from := r.archive.read()
 	tag, err := wc.Pgx().PgConn().CopyFrom(ctx, from, sql)
 	switch {
+	case err != nil && wc.Pgx().IsClosed(): // pgconn does not wait for its goroutine then, which may still be reading
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w: %w", ctx.Err(), err)
+		}
+		return fmt.Errorf("table %s: %w", t.Name, err)
 	case from.err != nil && !errors.Is(from.err, io.EOF): // PostgreSQL was only told of it
 		return from.err
 	case err != nil:
@@ -532,5 +620,37 @@ func (r *restore) shared(ctx context.Context, wc *conn, i int) (gone []wire.Step
 	if _, err := wc.Run(ctx, append(put, wire.Step{SQL: insert}, wire.Step{SQL: rowSecurity("off")})); err != nil {
 		return nil, fmt.Errorf("shared table %s: %w", t.Name, err)
 	}
+	if err := sharedSequences(ctx, wc, t, tempName); err != nil {
+		return nil, fmt.Errorf("shared table %s: %w", t.Name, err)
+	}
 	return gone, nil
+}
+
+// sharedSequences has the sequences of a shared table go on past the values that the rows in temp have: in another database than
+// that of the backup they are not so far.
+func sharedSequences(ctx context.Context, wc *conn, t *ManifestTable, temp string) error {
+	type sequence struct {
+		Column, Schema, Name string
+		Increment            int64
+	}
+	rows, _ := wc.Pgx().Query(ctx, `select a.attname::text, n.nspname::text, c.relname::text, s.seqincrement
+		from pg_catalog.pg_attribute a, pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace join pg_catalog.pg_sequence s on s.seqrelid = c.oid
+		where a.attrelid = $1::text::pg_catalog.regclass and a.attnum > 0 and not a.attisdropped
+			and c.oid = pg_catalog.pg_get_serial_sequence($1, a.attname)::pg_catalog.regclass
+			and a.atttypid in ('int2'::pg_catalog.regtype, 'int4'::pg_catalog.regtype, 'int8'::pg_catalog.regtype)
+		order by a.attnum`, ident.QuoteAll(t.Schema, t.Name)) // the error is in rows
+	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[sequence])
+	if err != nil {
+		return err
+	}
+	for _, s := range found {
+		if !slices.ContainsFunc(t.Columns, func(c ManifestColumn) bool { return c.Name == s.Column }) {
+			continue
+		}
+		values := "select " + farthest(s.Increment) + "(" + ident.Quote(s.Column) + ")::pg_catalog.int8 from " + temp
+		if err := advance(ctx, wc.Pgx(), ident.QuoteAll(s.Schema, s.Name), s.Increment, values); err != nil {
+			return err
+		}
+	}
+	return nil
 }

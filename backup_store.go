@@ -25,7 +25,8 @@ type Store interface {
 	// fails with another error, or Put does, there is none, and no part of one. It must read r to its end or return an error.
 	Put(ctx context.Context, name string, r io.Reader) error
 
-	// Get returns a reader of the object. An error of an object that is not there is fs.ErrNotExist.
+	// Get returns a reader of the object. An error of an object that is not there is fs.ErrNotExist. Where the work is cancelled or the
+	// database lost, Close may be called while a Read is under way, and should end that.
 	Get(ctx context.Context, name string) (io.ReadCloser, error)
 
 	// List iterates over the objects whose name begins with prefix, ordered by name. An error ends it.
@@ -45,6 +46,7 @@ type Object struct {
 // DirStore returns a Store that keeps each object as a file in dir, which it makes with the first. A file has another name
 // until it is on the disk as a whole. What a process leaves that was killed in between, named ".partial-" and so on, is no
 // object, and is removed after a day by another Put of the same tenant's.
+// Files are not encrypted; the process's user alone can read them.
 func DirStore(dir string) Store { return dirStore(dir) }
 
 type dirStore string
@@ -69,6 +71,13 @@ func (d dirStore) Put(ctx context.Context, name string, r io.Reader) (err error)
 		return err
 	}
 	dir := filepath.Dir(to)
+	top := filepath.Clean(string(d)) // the directory above all those that are new
+	for filepath.Dir(top) != top {
+		if _, err := os.Stat(top); err == nil {
+			break
+		}
+		top = filepath.Dir(top)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("pgtenancy: store: %w", err)
 	}
@@ -101,7 +110,7 @@ func (d dirStore) Put(ctx context.Context, name string, r io.Reader) (err error)
 		if err := syncDir(dir); err != nil {
 			return errors.Join(err, os.Remove(to))
 		}
-		if dir == filepath.Clean(string(d)) {
+		if dir == top || filepath.Dir(dir) == dir {
 			return nil
 		}
 	}

@@ -267,6 +267,34 @@ func TestBackupEverything(t *testing.T) {
 	migrate(t, fleet)
 }
 
+// Settings of the database change nothing in what comes back, or is cloned.
+func TestRestoreSettings(t *testing.T) {
+	t.Parallel()
+	db := newFleetDB(t)
+	fleet := db.migrated(t, everythingFiles())
+	acme := provision(t, fleet, "acme")
+	db.execTenant(t, acme, everythingRows)
+	was := db.contents(t, acme)
+	for _, s := range []string{
+		"datestyle = 'SQL, DMY'", "intervalstyle = 'sql_standard'", "extra_float_digits = -10", "timezone = 'America/New_York'", "bytea_output = 'escape'",
+		"array_nulls = off", "quote_all_identifiers = on", "xmloption = 'document'", "row_security = off",
+		"default_transaction_isolation = 'serializable'", "transform_null_equals = on",
+	} {
+		db.exec(t, "alter database "+pgx.Identifier{db.name(t)}.Sanitize()+" set "+s)
+	}
+	fleet = db.open(t, everythingFiles())
+	store := pgtenancy.DirStore(t.TempDir())
+	o := backup(t, fleet, store, nil)["acme"]
+	twin := restore(t, fleet, store, o.Name, &pgtenancy.RestoreOpts{As: "twin"})
+	clone, err := fleet.Clone(bare(t), "acme", "clone", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.exec(t, "alter database "+pgx.Identifier{db.name(t)}.Sanitize()+" reset all")
+	checkSame(t, db, acme, was, twin)
+	checkSame(t, db, acme, was, clone)
+}
+
 // In place of the tenant, whose present data is set aside.
 func TestRestoreReplace(t *testing.T) {
 	t.Parallel()
@@ -326,6 +354,34 @@ func TestRestoreReplace(t *testing.T) {
 	_, err = fleet.Restore(ctx, store, name, &pgtenancy.RestoreOpts{As: "Not an ID"})
 	checkInvalid(t, "no ID", err, "Tenant.ID")
 	restore(t, fleet, store, name, &pgtenancy.RestoreOpts{As: "fresh", Replace: true})
+}
+
+// The last backup before a purge.
+func TestBackupDeleted(t *testing.T) {
+	t.Parallel()
+	db := newFleetDB(t)
+	fleet := db.migrated(t, shopFiles(db), ownerConns(2))
+	ctx := bare(t)
+	acme := provision(t, fleet, "acme")
+	db.execTenant(t, acme, "insert into notes (body) values ('monday')")
+	was := db.contents(t, acme)
+	check(t, "Delete", fleet.Delete(ctx, "acme", nil))
+	store := pgtenancy.DirStore(t.TempDir())
+	if objects := backup(t, fleet, store, nil); len(objects) != 0 {
+		t.Errorf("without being named: %v", objects)
+	}
+	o := backup(t, fleet, store, &pgtenancy.BackupOpts{Tenants: []string{"acme"}})["acme"]
+	if len(o.Drift) > 0 {
+		t.Errorf("Drift: %v", o.Drift)
+	}
+	manifest, err := pgtenancy.Verify(ctx, store, o.Name)
+	check(t, "Verify", err)
+	checkEqual(t, "Manifest.Schema", manifest.Schema, acme.Schema())
+	checkSame(t, db, pgtenancy.Tenant{}, was, restore(t, fleet, store, o.Name, &pgtenancy.RestoreOpts{As: "acme-again"}))
+
+	db.exec(t, "update pgtenancy.tenants set purging = '{}' where id = 'acme'")
+	_, err = fleet.Backup(ctx, store, &pgtenancy.BackupOpts{Tenants: []string{"acme"}})
+	checkIs(t, "Backup while it is purged", err, pgtenancy.ErrTenantState)
 }
 
 // What a process remembers of statements is of the types of the schema that was replaced.
@@ -538,6 +594,32 @@ func (s *memStore) Delete(ctx context.Context, name string) error {
 	defer s.mu.Unlock()
 	delete(s.objects, name)
 	return nil
+}
+
+// A store, or a function of the caller's, that panics does so where Backup was called, and leaves nothing behind.
+func TestBackupPanics(t *testing.T) {
+	t.Parallel()
+	db := newFleetDB(t)
+	fleet := db.migrated(t, shopFiles(db))
+	acme := provision(t, fleet, "acme")
+	db.execTenant(t, acme, "insert into notes (body) select md5(i::text) || md5(random()::text) from generate_series(1, 40000) i")
+	store := newMemStore()
+	store.fail = func(_ string, r io.Reader) error {
+		_, err := io.CopyN(io.Discard, r, 1<<20)
+		check(t, "the beginning", err)
+		panic("in the store")
+	}
+	checkPanic := func(where string, opts *pgtenancy.BackupOpts) {
+		t.Helper()
+		if thrown := fmt.Sprint(recovered(func() { fleet.Backup(bare(t), store, opts) })); !strings.Contains(thrown, where) || !strings.Contains(thrown, "backup_test.go") {
+			t.Errorf("Backup panicked with %s", thrown)
+		}
+	}
+	checkPanic("in the store", nil)
+	checkEqual(t, "objects", len(store.objects), 0)
+	store.fail = nil
+	checkPanic("in the callback", &pgtenancy.BackupOpts{OnProgress: func(pgtenancy.BackupProgress) { panic("in the callback") }})
+	backup(t, fleet, store, nil)
 }
 
 func TestBackupFailingStore(t *testing.T) {

@@ -123,7 +123,8 @@ const (
 type knownTenant struct {
 	tenant Tenant
 	since
-	gone bool // no longer in tenants, and so no longer in domains that refer to it
+	gone    bool // no longer in tenants, and so no longer in domains that refer to it
+	refused bool // it was suspended or deleted, and is read anew since that may have changed
 }
 
 // knownDomain is a domain and the tenant that it was found to belong to.
@@ -193,7 +194,8 @@ func NewDirectory(p *Pool) *CachedDirectory {
 //
 // From then on the pool refuses tenants of which the directory knows that they were suspended or deleted since their
 // handle was made. What is known of a tenant whose handles are in use is read again, in the background, when a notification
-// comes and after its TTL. NewDirectoryWithConfig must therefore be called before other goroutines use the pool. The directory
+// comes and after its TTL. One that was known to be suspended or deleted when the notification came stays refused until it was read.
+// NewDirectoryWithConfig must therefore be called before other goroutines use the pool. The directory
 // ends with the pool. It panics where p is nil.
 func NewDirectoryWithConfig(p *Pool, cfg DirectoryConfig) (*CachedDirectory, error) {
 	if p == nil {
@@ -377,7 +379,7 @@ func (d *CachedDirectory) remember(k Key, t Tenant, began time.Time, forgets uin
 			d.stat.Evictions++
 		}
 	}
-	known.tenant, known.since = t, read
+	known.tenant, known.since, known.refused = t, read, false
 	d.missing.Delete(ByID(t.id))
 	d.missing.Delete(k)
 	if k.domain != "" {
@@ -392,6 +394,11 @@ func (d *CachedDirectory) remember(k Key, t Tenant, began time.Time, forgets uin
 func (d *CachedDirectory) forget(id string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.drop(id)
+}
+
+// drop is forget for a caller that holds mu.
+func (d *CachedDirectory) drop(id string) {
 	d.forgets++
 	if known, ok := d.tenants.Get(id); ok {
 		known.gone = true
@@ -403,20 +410,28 @@ func (d *CachedDirectory) forget(id string) {
 	}
 }
 
-// renew is forget, and reads anew what was remembered of the tenant, or was being read: handles of it that nobody looks up any more are to be
-// refused when it was suspended or deleted. Nobody waits for that.
-func (d *CachedDirectory) renew(id string) {
+// renew is forget, and reads anew what was remembered of the tenant, or was being read: handles of it that nobody looks up any more
+// are to be refused when it was suspended or deleted. Nobody waits for that.
+func (d *CachedDirectory) renew(id string) { d.readAnew(id, false) }
+
+// readAnew is renew. With refuse, a tenant that was known to be suspended or deleted is refused until it was read, which is not for
+// who has just put it in service.
+func (d *CachedDirectory) readAnew(id string, refuse bool) {
 	d.mu.Lock()
-	_, known := d.tenants.Get(id)
-	known = known || d.reads.begun[ByID(id)] != nil // as it was before, and so it will not be remembered
-	d.mu.Unlock()
-	d.forget(id)
-	if known {
-		d.mu.Lock()
+	defer d.mu.Unlock()
+	was, known := d.tenants.Get(id)
+	begun := d.reads.begun[ByID(id)] != nil // as it was before, and so it will not be remembered
+	d.drop(id)
+	if refuse && known && refuses(was.tenant) {
+		d.tenants.Put(id, &knownTenant{tenant: was.tenant, refused: true})
+	}
+	if known || begun {
 		d.join(context.Background(), ByID(id), expired)
-		d.mu.Unlock()
 	}
 }
+
+// refuses reports whether check refuses handles of a tenant that is remembered as t.
+func refuses(t Tenant) bool { return t.state == Suspended || t.state == Deleted }
 
 // forgetAll is forget for all tenants, but that what may be returned as stale still may.
 func (d *CachedDirectory) forgetAll() {
@@ -442,14 +457,14 @@ func (d *CachedDirectory) peek(id string) (Tenant, bool) {
 	if how < fresh && !now.Before(d.retry) {
 		d.join(context.Background(), ByID(id), how) // nobody waits for it: handles of it are in use, and perhaps nobody looks it up
 	}
-	return known.tenant, how == fresh || how == stale && d.failing
+	return known.tenant, how == fresh || how == stale && d.failing || known.refused
 }
 
 // check refuses a handle of which it is remembered that its tenant was suspended or deleted since it was made. It is
 // Pool.check.
 func (d *CachedDirectory) check(t Tenant) error {
 	known, ok := d.peek(t.id)
-	if !ok || known.state != Suspended && known.state != Deleted {
+	if !ok || !refuses(known) {
 		return nil
 	}
 	_, err := answer(ByID(t.id), known)

@@ -194,7 +194,7 @@ func (d *CachedDirectory) notified(id string) {
 	if id == "" {
 		d.forgetAll()
 	} else {
-		d.renew(id)
+		d.readAnew(id, true)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

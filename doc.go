@@ -62,10 +62,13 @@
 //
 // # Requests
 //
-// A [Resolver] says which tenant a request names, a [Directory] looks it up, and middleware.Tenant puts it into the
-// request's context:
+// A [Resolver] says which tenant a request names, by subdomain, domain, header, path, cookie or the claim of a token; a [Directory]
+// looks it up, and middleware.Tenant puts it into the request's context:
 //
 //	handler = middleware.Tenant(fleet, pgtenancy.Subdomain("app.example"), nil)(handler)
+//
+// Behind a proxy that changes Host, middleware.ForwardedHost goes around it. Below it, middleware.MatchTenant refuses a session of one
+// tenant at another's address, and middleware.RateLimit gives each tenant the rate of its plan.
 //
 // Below it, handlers use the Pool as they would use a pgxpool.Pool. Unqualified names resolve in the tenant's schema, then
 // in the shared ones:
@@ -79,7 +82,28 @@
 //
 // A [Policy] writes the SQL that guards a shared table by row level security: a tenant sees its own rows, and no tenant sees
 // none. It goes into a shared migration. [Policy.FinderSQL] writes a function that finds a row by an exact key before the
-// tenant is known, for a login by e-mail address.
+// tenant is known, for a login by e-mail address. [Open] refuses a role that row level security does not bind, and [Fleet.CheckRLS]
+// lists the other ways around it: run it in CI, after Migrate.
+//
+// A table may begin shared and be split later: [Extract], called in the migration in Go that makes each tenant's own table,
+// moves its rows in the same transaction, and [Absorb] brings them back.
+//
+// # A role for each tenant
+//
+// With [FleetConfig.IsolateRoles], statements run as a role that can use one tenant's schema only, so that SQL which somebody else
+// wrote reaches no other tenant's rows either. A superuser runs [IsolateRolesSQL] first, and Open checks that. Each tenant that
+// comes or goes makes every connection look up its memberships again: BENCHMARKS.md says what that costs.
+//
+// # Audit
+//
+// middleware.Audit records every request, in batches; [RecordAudit] records what a transaction does, in that transaction, and
+// [AuditTable] the changes of a table's rows:
+//
+//	audit, auditor := middleware.Audit(fleet.Audit(), nil)
+//	defer auditor.Close(ctx)
+//
+// The application's role can append to the log, and change nothing in it. [Fleet.KeepAudit] seals what was written, in any number of
+// processes, and [Fleet.VerifyAudit] finds what was changed since. A tenant reads its own part with [AuditLog.Events].
 //
 // # How a statement carries its tenant
 //
@@ -117,8 +141,8 @@
 //
 // # Limits
 //
-//   - It prevents accidents: an unqualified name, a forgotten WHERE, a reused connection. It does not stop hostile SQL, which
-//     may name another schema or set another tenant itself. SECURITY.md says what stands behind each sentence.
+//   - Scoping prevents accidents: an unqualified name, a forgotten WHERE, a reused connection. It does not stop hostile SQL, which
+//     may name another schema or set another tenant itself; roles for tenants do. SECURITY.md says what stands behind each sentence.
 //   - Qualified names mean what they say: public.users is the shared table for every tenant.
 //   - The simple protocol cannot carry a scope: default_query_exec_mode=simple_protocol is refused, and describe_exec too.
 //   - Large objects belong to no schema and are refused.

@@ -66,6 +66,18 @@ var (
 	// off or changed, or is something else. Nothing was changed.
 	ErrBackupDamaged = errors.New("pgtenancy: backup is damaged")
 
+	// ErrRLSBypassed is returned by Open, and by Fleet.Migrate when it is done with shared migrations, where the role that
+	// PoolConfig.Conns connects as is not bound by the row level security of shared tables. The text names the role, the reason and
+	// the first few tables. FleetConfig.AllowBypassRLS turns it off.
+	ErrRLSBypassed = errors.New("pgtenancy: row level security does not bind the application's role")
+
+	// ErrAuditChanged is returned by Fleet.VerifyAudit, in an *AuditError, for an audit log that is not what was sealed.
+	ErrAuditChanged = errors.New("pgtenancy: the audit log was changed")
+
+	// ErrNotIsolated is returned by Open with FleetConfig.IsolateRoles where the database is not prepared for that: the text says what
+	// is missing. It is returned by the Pool of such a Fleet for a tenant without a role, which Fleet.IsolateTenants gives one.
+	ErrNotIsolated = errors.New("pgtenancy: roles do not isolate tenants")
+
 	// ErrRegistryOutdated is returned by the methods of Fleet and CachedDirectory when the registry in the database is missing
 	// or is of a version that this version of the library cannot work with, and by Open when it is too new for it.
 	// Fleet.Migrate installs and upgrades it.

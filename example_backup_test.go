@@ -2,6 +2,7 @@ package pgtenancy_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 
@@ -23,6 +24,9 @@ func ExampleFleet_Restore() {
 			if o.Name < "acme/20260114" {
 				object = o.Name
 			}
+		}
+		if object == "" {
+			return errors.New("no backup of acme is as old as that")
 		}
 		acme, err := fleet.Restore(ctx, store, object, &pgtenancy.RestoreOpts{As: "acme-tuesday"})
 		if err != nil {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -32,6 +34,29 @@ type FleetConfig struct {
 	// INSERT, UPDATE and DELETE on their tables, USAGE and SELECT on their sequences. Shared tables are granted by the
 	// migrations that make them. Defaults to the user of PoolConfig.Conns; nothing is granted where that is Owner's too.
 	AppRole string
+
+	// AllowBypassRLS lets the user of PoolConfig.Conns be a role that row level security does not bind: a superuser, one with
+	// BYPASSRLS, or the owner of a table that has it enabled and not forced. Statements of any tenant then read and write the rows
+	// of all tenants in shared tables. It is for processes that serve nobody, such as one that migrates. Defaults to false: Open
+	// returns ErrRLSBypassed where a table in PoolConfig.SharedSchemas has row level security that the role bypasses, and so does
+	// Migrate when it has made one.
+	AllowBypassRLS bool
+
+	// IsolateRoles gives each tenant a role of its own, which its statements run as, so that SQL that somebody else wrote reaches
+	// no other tenant's rows either. It is the name of a role that these are members of, and that their names begin with: with "shop",
+	// the statements of acme run as "shop:acme", where acme is what PoolConfig.SettingValue returns for the tenant when it is made,
+	// and must return as long as it is there. Roles belong to the server: two databases on one need two names.
+	//
+	// Tenants' roles have the use of their schemas instead of AppRole. Of shared tables they have what migrations grant to the role
+	// IsolateRoles, with Policy.IsolateRoles set. A superuser prepares the database with IsolateRolesSQL, and Open refuses one where
+	// that was not done, or was undone, with ErrNotIsolated. A fleet that has tenants already gives them roles with IsolateTenants.
+	//
+	// What a tenant's role cannot do: create anything, temporary tables included, run DO and EXECUTE, and leave the role with SET or RESET,
+	// also on a connection from Acquire. What functions with SECURITY DEFINER do, what extensions do that run SQL that they are given, and
+	// what is done with Tx.Conn and Conn.Conn, is not held back. Pool.Shared runs as the application's role.
+	//
+	// Defaults to "": all statements run as the user of PoolConfig.Conns.
+	IsolateRoles string
 
 	// Migrations has the directories shared and tenant. What is in shared runs once, in the first of PoolConfig.SharedSchemas;
 	// what is in tenant runs in each tenant's schema. Unqualified names resolve as they do in the Pool. Defaults to none, for a
@@ -84,11 +109,14 @@ type Fleet struct {
 	directory *CachedDirectory
 	prefix    string
 	appRole   string // "" where nothing has to be granted
+	roles     string // FleetConfig.IsolateRoles
+	options   bool   // memberships of roles have options, as from PostgreSQL 16 on
 	shared    migrations
 	tenant    migrations
 	files     fs.FS         // FleetConfig.Migrations
 	waves     chan struct{} // holds one where no wave of Backup is under way
 	retention time.Duration
+	bypass    bool // FleetConfig.AllowBypassRLS
 	before    func(context.Context, pgx.Tx, Change) error
 	after     func(context.Context, Change)
 	ready     atomic.Bool // the registry was seen to be one that this version works with
@@ -100,7 +128,10 @@ var _ Directory = (*Fleet)(nil)
 //
 // A registry that is missing or older than this version of the library is no error yet, so that Migrate can install or
 // upgrade it; all other methods return ErrRegistryOutdated until then. A registry that is too new for this version is
-// ErrRegistryOutdated at once.
+// ErrRegistryOutdated at once. So is ErrRLSBypassed, see FleetConfig.AllowBypassRLS; it goes by the name of the user in
+// PoolConfig.Conns, and CheckRLS tells more.
+//
+// With FleetConfig.IsolateRoles, a database that is not prepared for it is ErrNotIsolated.
 //
 // Close must be called on the Fleet.
 func Open(ctx context.Context, cfg FleetConfig) (*Fleet, error) {
@@ -117,7 +148,7 @@ func Open(ctx context.Context, cfg FleetConfig) (*Fleet, error) {
 	}
 	f.files, f.waves = cfg.Migrations, make(chan struct{}, 1)
 	f.waves <- struct{}{}
-	f.before, f.after = cfg.BeforeChange, cfg.AfterChange
+	f.bypass, f.before, f.after = cfg.AllowBypassRLS, cfg.BeforeChange, cfg.AfterChange
 	if f.retention = cfg.Retention; f.retention < 0 {
 		return nil, invalid("FleetConfig.Retention", f.retention.String(), "must not be negative")
 	} else if f.retention == 0 {
@@ -128,6 +159,11 @@ func Open(ctx context.Context, cfg FleetConfig) (*Fleet, error) {
 	}
 	if cfg.AppRole != "" {
 		if err := invalid("FleetConfig.AppRole", cfg.AppRole, ident.CheckName(cfg.AppRole)); err != nil {
+			return nil, err
+		}
+	}
+	if f.roles = cfg.IsolateRoles; f.roles != "" {
+		if err := checkRoles("FleetConfig.IsolateRoles", f.roles); err != nil {
 			return nil, err
 		}
 	}
@@ -158,6 +194,7 @@ func Open(ctx context.Context, cfg FleetConfig) (*Fleet, error) {
 		}
 	}
 	f.directory, _ = NewDirectoryWithConfig(pool, cfg.Directory) // which was checked
+	pool.roles = f.roles != ""
 	f.appRole = cfg.AppRole
 	if f.appRole == "" {
 		f.appRole = pool.cfg.Conns.ConnConfig.User
@@ -167,6 +204,14 @@ func Open(ctx context.Context, cfg FleetConfig) (*Fleet, error) {
 	}
 
 	if err := f.registryReady(ctx); err != nil && (!errors.Is(err, ErrRegistryOutdated) || errors.Is(err, errRegistryTooNew)) {
+		f.Close()
+		return nil, err
+	}
+	if err := f.isolated(ctx); err != nil {
+		f.Close()
+		return nil, err
+	}
+	if err := f.checkBypass(ctx); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -314,7 +359,8 @@ func summarize(n int, text func(int) string) string {
 
 // Each calls fn for each tenant, with a context that carries it. It goes on past a tenant for which fn fails, and returns
 // an *EachError that lists those. It stops early when ctx is cancelled or the registry cannot be read, and returns that
-// error then, joined with those of the tenants. opts may be nil. It returns when all calls have.
+// error then, joined with those of the tenants. opts may be nil. It returns when all calls have. It panics where fn does, when the
+// other calls that have begun are over, with a value that has fn's and its stack as text.
 func (f *Fleet) Each(ctx context.Context, opts *EachOpts, fn func(ctx context.Context, t Tenant) error) error {
 	var o EachOpts
 	if opts != nil {
@@ -337,28 +383,74 @@ func (f *Fleet) Each(ctx context.Context, opts *EachOpts, fn func(ctx context.Co
 }
 
 // parallel calls fn for each item, n at a time, until the items end or have an error, or ctx is cancelled. It returns when
-// all calls have.
+// all calls have. A panic or a runtime.Goexit of fn's ends it too, and goes on in the caller of parallel, who can recover it.
 func parallel[T any](ctx context.Context, n int, items iter.Seq2[T, error], fn func(T)) error {
 	queue := make(chan T)
 	var wg sync.WaitGroup
+	var once sync.Once
+	var panicked error // nil after a Goexit
+	stop := make(chan struct{})
 	for range n {
 		wg.Go(func() {
+			ended := false
+			defer func() {
+				if ended {
+					return
+				}
+				v := recover()
+				once.Do(func() { panicked = panicError(v); close(stop) })
+			}()
 			for item := range queue {
 				fn(item)
 			}
+			ended = true
 		})
 	}
-	defer wg.Wait()
-	defer close(queue)
+	defer func() {
+		close(queue)
+		wg.Wait()
+		select {
+		case <-stop:
+			rethrow(panicked)
+		default:
+		}
+	}()
 	for item, err := range items {
 		if err != nil {
 			return err
 		}
 		select {
+		case <-stop:
+			return nil
+		default: // where both are possible, the next one takes either
+		}
+		select {
 		case queue <- item:
+		case <-stop:
+			return nil
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 	return nil
+}
+
+// panicError returns what a goroutine that recovered v panics with elsewhere: v and the stack of now, as text. It is nil where v is.
+func panicError(v any) error {
+	switch v := v.(type) {
+	case nil:
+		return nil
+	case error:
+		return fmt.Errorf("%w\n\n%s", v, debug.Stack())
+	default:
+		return fmt.Errorf("%v\n\n%s", v, debug.Stack())
+	}
+}
+
+// rethrow does in this goroutine what another one did: panic, or end with runtime.Goexit where err is nil.
+func rethrow(err error) {
+	if err == nil {
+		runtime.Goexit()
+	}
+	panic(err)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -537,6 +538,13 @@ func TestFleetTenants(t *testing.T) {
 	checkEqual(t, "tenants of the page that it had", seen, 1000)
 }
 
+// recovered returns what f panics with.
+func recovered(f func()) (r any) {
+	defer func() { r = recover() }()
+	f()
+	return nil
+}
+
 func TestFleetEach(t *testing.T) {
 	t.Parallel()
 	db := newFleetDB(t)
@@ -627,6 +635,41 @@ func TestFleetEach(t *testing.T) {
 		if n := calls.Load(); n > 6 {
 			t.Errorf("%d calls after it was cancelled", n)
 		}
+	})
+	t.Run("panics", func(t *testing.T) {
+		for _, value := range []any{"in a function", errors.New("an error that is thrown")} {
+			both := make(chan struct{})
+			var calls, over atomic.Int32
+			thrown := recovered(func() {
+				fleet.Each(ctx, &pgtenancy.EachOpts{Parallel: 2}, func(context.Context, pgtenancy.Tenant) error {
+					if calls.Add(1) == 2 {
+						close(both)
+						panic(value)
+					}
+					<-both
+					time.Sleep(10 * time.Millisecond) // so that who does not wait for it is seen
+					over.Add(1)
+					return nil
+				})
+			})
+			err, _ := thrown.(error)
+			if err == nil || !strings.Contains(err.Error(), fmt.Sprint(value)) || !strings.Contains(err.Error(), "fleet_test.go") {
+				t.Errorf("Each panicked with %v", thrown)
+			}
+			if want, ok := value.(error); ok {
+				checkIs(t, "the panic", err, want)
+			}
+			if over.Load() != calls.Load()-1 || calls.Load() > 3 {
+				t.Errorf("%d calls, %d of them over", calls.Load(), over.Load())
+			}
+		}
+		left := make(chan struct{})
+		go func() {
+			defer close(left)
+			fleet.Each(ctx, nil, func(context.Context, pgtenancy.Tenant) error { runtime.Goexit(); return nil })
+			t.Error("Each returned")
+		}()
+		<-left
 	})
 	t.Run("works as the tenant", func(t *testing.T) {
 		err := fleet.Each(ctx, &pgtenancy.EachOpts{Parallel: 4}, func(ctx context.Context, tenant pgtenancy.Tenant) error {

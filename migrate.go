@@ -23,7 +23,9 @@ type GoMigration struct {
 
 	// Up and Down run in a transaction in the tenant's scope, or in the shared schemas, that also records the migration.
 	// Committing tx ends a savepoint only, and rolling it back is an error. They are called again where they met a lock that
-	// others held for too long. Down is nil for a migration that has no way back.
+	// others held for too long. Up also runs where a schema is built only to look at it, in a transaction that is rolled back: for
+	// each Backup and for Drift with DriftOpts.Fresh; and Restore and Clone may run it twice. So what it does elsewhere must bear being
+	// repeated. It panics where Fleet was called. Down is nil for a migration that has no way back.
 	Up   func(ctx context.Context, tx pgx.Tx) error
 	Down func(ctx context.Context, tx pgx.Tx) error
 }
@@ -299,8 +301,16 @@ type PlannedMigration struct {
 // All migrations of a tenant, and several tenants where they go fast, are sent together, and only the last commit of what is
 // sent together waits for the disk. What OnProgress and the report tell of has; of the rest a crash of the server may undo
 // some, each migration whole and with its record. The report says what was done, also where there is an error. opts may be nil.
+//
+// When all is done and there were shared migrations, it looks at them as Open does, and may return ErrRLSBypassed.
 func (f *Fleet) Migrate(ctx context.Context, opts *MigrateOpts) (*MigrateReport, error) {
-	return f.rollout(ctx, opts, nil)
+	report, err := f.rollout(ctx, opts, nil)
+	if len(report.Shared) > 0 { // Open has not seen these tables
+		if bypassed := f.checkBypass(ctx); bypassed != nil {
+			err = errors.Join(err, bypassed)
+		}
+	}
+	return report, err
 }
 
 // MigrateDown takes tenants back to a version, 0 for before the first, by the ways down of their migrations, the newest

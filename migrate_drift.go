@@ -315,7 +315,11 @@ func (d *drift) build(ctx context.Context, wc *conn) (err error) {
 	}()
 	ctx = WithTenant(ctx, t)
 	run := append([]wire.Step{{SQL: beginSQL}}, f.registerSteps(t, nil)...)
-	run = append(append(run, wire.Step{SQL: "create schema " + t.path}), f.grantSteps(t, false)...)
+	if f.roles != "" { // and that SettingValue has none for
+		t.role = f.roles + roleSeparator + t.id
+	}
+	run = append(append(run, wire.Step{SQL: "create schema " + t.path}), f.roleSteps(t)...)
+	run = append(run, f.grantSteps(t, false)...)
 	if _, err := wc.Run(ctx, run); err != nil {
 		return fmt.Errorf("pgtenancy: drift: build a schema: %w", err)
 	}

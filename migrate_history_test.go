@@ -564,11 +564,6 @@ func TestGoMigrationPanics(t *testing.T) {
 			}}}
 		}
 	}
-	recovered := func(f func()) (r any) {
-		defer func() { r = recover() }()
-		f()
-		return nil
-	}
 	fleet := db.open(t, nil, panics("shared/001_go"), ownerConns(1))
 	for range 2 {
 		checkEqual(t, "the panic", recovered(func() { fleet.Migrate(bare(t), nil) }), any("in a function"))
@@ -578,6 +573,13 @@ func TestGoMigrationPanics(t *testing.T) {
 	for range 2 {
 		checkEqual(t, "the panic", recovered(func() { fleet.Provision(bare(t), "acme", nil) }), any("in a function"))
 	}
+	db.makeTenants(t, 2)
+	for range 2 {
+		if thrown := fmt.Sprint(recovered(func() { fleet.Migrate(bare(t), nil) })); !strings.Contains(thrown, "in a function") || !strings.Contains(thrown, "migrate_history_test.go") {
+			t.Errorf("Migrate panicked with %s", thrown)
+		}
+	}
+	db.exec(t, "delete from pgtenancy.tenants")
 	checkEqual(t, "made", db.count(t, "select count(*) from pg_tables where tablename = 'made'"), 0)
 	checkEqual(t, "recorded", db.count(t, "select count(*) from pgtenancy.migrations")+db.count(t, "select count(*) from pgtenancy.tenants"), 0)
 }

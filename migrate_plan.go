@@ -239,14 +239,16 @@ func (f *Fleet) survey(ctx context.Context, ids []string) (*survey, error) {
 			or case when $2 = '' then false else not (
 				(select bool_and(has_schema_privilege($2, n.oid, 'usage')) from pg_catalog.pg_namespace n where n.nspname = any($1 || 'pgtenancy'::text))
 				and has_function_privilege($2, '`+enterSignature+`', 'execute')
-				and (select bool_and(has_table_privilege($2, 'pgtenancy.' || t, 'select')) from unnest($3::text[]) t)) end,
+				and (select bool_and(has_table_privilege($2, 'pgtenancy.' || t, 'select')) from unnest($3::text[]) t)
+				and ($5 = '' or (select bool_and(has_schema_privilege(nullif($5, ''), n.oid, 'usage')) from pg_catalog.pg_namespace n where n.nspname = any($1)))
+				and coalesce(has_function_privilege(coalesce(nullif($5, ''), $2), to_regprocedure('`+appendAuditSignature+`'), 'execute'), false)) end,
 			g.version, g.digest, g.count, g.example,
 			(select array_agg(u.tenant_id order by u.tenant_id) from pgtenancy.unfinished u)
 		from pgtenancy.registry r left join (
 			select t.version, t.digest, count(*) as count, min(t.id) as example
 			from pgtenancy.tenants t where `+migrated+` and ($4::text[] is null or t.id = any($4))
 			group by t.version, t.digest
-		) g on true order by g.version, g.count desc`, f.pool.cfg.SharedSchemas, f.appRole, registryTables, ids) // the error is in rows
+		) g on true order by g.version, g.count desc`, f.pool.cfg.SharedSchemas, f.appRole, registryTables, ids, f.roles) // the error is in rows
 	var unfinished []string
 	var at, dg *int64
 	var count *int

@@ -175,7 +175,7 @@ func (o *UsageOpts) check() error {
 //
 // It reads with the owner's rights. The role of the data plane cannot read the samples.
 //
-// An error ends it. For an ID that is no tenant's that is ErrTenantNotFound, after those that are. opts may be nil.
+// It changes nothing. An error ends it. For an ID that is no tenant's that is ErrTenantNotFound, after those that are. opts may be nil.
 func (f *Fleet) Usage(ctx context.Context, opts *UsageOpts) iter.Seq2[TenantUsage, error] {
 	var o UsageOpts
 	if opts != nil {
@@ -227,7 +227,7 @@ type CatalogUsage struct {
 }
 
 // CatalogUsage reads what the catalogs take: those of the database, and those which all databases of the server have in common. The
-// bytes are exact. Of opts only Over counts; it may be nil.
+// bytes are exact. It changes nothing. Of opts only Over counts; it may be nil.
 func (f *Fleet) CatalogUsage(ctx context.Context, opts *UsageOpts) (CatalogUsage, error) {
 	var o UsageOpts
 	if opts != nil {
@@ -426,13 +426,20 @@ const heapSize = `pg_relation_size(r.oid, 'main') + pg_relation_size(r.oid, 'fsm
 const exactSizes = `select r.n, r.kind, coalesce(sum(case r.kind when 0 then ` + heapSize + ` else pg_table_size(r.oid) end), 0)::int8
 	from (select u.n, u.kind, u.oid::regclass from unnest($1::int4[], $2::int4[], $3::oid[]) u (n, kind, oid)) r group by r.n, r.kind`
 
-// thinSamples deletes samples as SampleUsage says. It finds the times of samples in one look at the index each.
-const thinSamples = `
+// sampleTimes is times, which has the times of samples, found in one look at the index each.
+const sampleTimes = `
 with recursive times as (
 	(select taken_at from pgtenancy.usage_samples order by taken_at limit 1)
 	union all
 	select (select s.taken_at from pgtenancy.usage_samples s where s.taken_at > t.taken_at order by s.taken_at limit 1) from times t where t.taken_at is not null
-)
+)`
+
+// deleteSamples deletes the samples of a tenant, by the whole key of each.
+const deleteSamples = sampleTimes + `
+delete from pgtenancy.usage_samples where tenant_id = $1 and taken_at = any(array(select t.taken_at from times t where t.taken_at is not null))`
+
+// thinSamples deletes samples as SampleUsage says.
+const thinSamples = sampleTimes + `
 delete from pgtenancy.usage_samples where taken_at = any(array(
 	select a.taken_at from (
 		select t.taken_at, k.unit, row_number() over (partition by k.unit, date_trunc(k.unit, t.taken_at at time zone 'UTC') order by t.taken_at) as n

@@ -83,6 +83,7 @@ type Pool struct {
 	shared wire.Scope // the scope without a tenant
 	suffix string     // of search_path, after the tenant's schema
 	check  func(Tenant) error
+	roles  bool // a tenant without a role is refused
 	db     sqlDB
 
 	background background // what listens for directories
@@ -286,6 +287,9 @@ func (p *Pool) wireScope(t Tenant) (wire.Scope, error) {
 	}
 	if slices.Contains(p.cfg.SharedSchemas, t.schema) {
 		return wire.Scope{}, invalid("Tenant.Schema", t.schema, "must not be one of PoolConfig.SharedSchemas")
+	}
+	if p.roles && t.role == "" {
+		return wire.Scope{}, fmt.Errorf("%w: tenant %s has no role: see Fleet.IsolateTenants", ErrNotIsolated, t.id)
 	}
 	if p.check != nil {
 		if err := p.check(t); err != nil {

@@ -167,14 +167,16 @@ type lease struct {
 	most   int // tenants that the connection may serve; 0 or less is any number
 }
 
-// acquire returns a connection for a statement or transaction of t, in its turn. The caller releases it.
+// acquire returns a connection for a statement or transaction of t, in its turn. The caller releases it. Where it had to wait for its
+// turn or for a connection to be made, it is checked again whether t may have one: it may have been suspended or deleted meanwhile.
 func (p *Pool) acquire(ctx context.Context, of *conns, t Tenant) (lease, error) {
 	var limit fair.Limit
 	if p.cfg.Limits != nil && t.id != "" {
 		l := p.cfg.Limits(t)
 		limit = fair.Limit{Places: l.Conns, Waiters: l.Waiters}
 	}
-	if err := of.queue.Acquire(ctx, t.id, limit); err != nil {
+	waited, err := of.queue.Acquire(ctx, t.id, limit)
+	if err != nil {
 		if errors.Is(err, fair.ErrBusy) {
 			err = fmt.Errorf("%w: %s", ErrTenantBusy, t.id)
 		}
@@ -186,6 +188,13 @@ func (p *Pool) acquire(ctx context.Context, of *conns, t Tenant) (lease, error) 
 		return lease{}, err
 	}
 	c := pooled.Conn().PgConn().CustomData()[customData].(*conn)
+	if (waited || c.Served() == 0) && p.check != nil && t.id != "" {
+		if err := p.check(t); err != nil {
+			pooled.Release()
+			of.queue.Release(t.id)
+			return lease{}, err
+		}
+	}
 	return lease{c, pooled, of, t.id, p.cfg.MaxTenantsPerConn}, nil
 }
 

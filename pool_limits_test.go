@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -219,4 +221,82 @@ func TestLimitsStorm(t *testing.T) {
 		t.Errorf("left: %+v", fmt.Sprint(s.Total(), s.Tenants()))
 	}
 	db.checkWorks(t, p)
+}
+
+// Who was let in and then waited, for a turn or for a new connection, is refused where the tenant was suspended meanwhile.
+func TestSuspendedWhileWaiting(t *testing.T) {
+	t.Parallel()
+	needsDirect(t)
+	db := newFleetDB(t)
+	var slow atomic.Bool
+	dialing, dial := make(chan struct{}), make(chan struct{})
+	elsewhere := db.migrated(t, notesFiles)
+	acme, globex := provision(t, elsewhere, "acme"), provision(t, elsewhere, "globex")
+	fleet := db.open(t, notesFiles, func(c *pgtenancy.FleetConfig) {
+		c.PoolConfig.Limits = func(tenant pgtenancy.Tenant) pgtenancy.Limits {
+			if tenant.ID() == "acme" {
+				return pgtenancy.Limits{Conns: 1}
+			}
+			return pgtenancy.Limits{}
+		}
+		c.PoolConfig.Conns.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if slow.CompareAndSwap(true, false) {
+				close(dialing)
+				<-dial
+			}
+			return (&net.Dialer{}).DialContext(ctx, network, addr)
+		}
+	})
+	pool := fleet.Pool()
+	suspend := func(tenant pgtenancy.Tenant) {
+		t.Helper()
+		before := fleet.DirectoryStat().Notifications
+		check(t, "Suspend", elsewhere.Suspend(bare(t), tenant.ID(), nil))
+		await(t, "a notification", func() bool { return fleet.DirectoryStat().Notifications > before }) // and then it is read anew
+		await(t, "the news of it", func() bool {
+			_, err := fleet.Lookup(bare(t), pgtenancy.ByID(tenant.ID()))
+			return errors.Is(err, pgtenancy.ErrTenantSuspended)
+		})
+	}
+	begin := func(tenant pgtenancy.Tenant) pgx.Tx {
+		t.Helper()
+		tx, err := pool.Begin(as(t, tenant))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tx
+	}
+	lookup(t, fleet, "acme")
+	await(t, "it to listen", func() bool { return fleet.DirectoryStat().Listening }) // then it forgets all
+	lookup(t, fleet, "acme")
+	lookup(t, fleet, "globex")
+	waits := make(chan error, 1)
+	insert := func(tenant pgtenancy.Tenant) {
+		_, err := pool.Exec(as(t, tenant), "insert into notes (body) values ('late')")
+		waits <- err
+	}
+
+	tx := begin(acme)
+	go insert(acme)
+	await(t, "one that waits for its turn", func() bool { return pool.Stat().Tenants()["acme"].Waiting > 0 })
+	suspend(acme)
+	check(t, "Commit", tx.Commit(bare(t)))
+	checkIs(t, "the one that waited for its turn", <-waits, pgtenancy.ErrTenantSuspended)
+
+	var held []pgx.Tx // all connections that there are
+	for pool.Stat().IdleConns() > 0 {
+		held = append(held, begin(globex))
+	}
+	slow.Store(true)
+	go insert(globex)
+	<-dialing
+	check(t, "Commit", held[0].Commit(bare(t))) // with which the news come
+	suspend(globex)
+	close(dial)
+	checkIs(t, "the one that waited for a connection", <-waits, pgtenancy.ErrTenantSuspended)
+	for _, tx := range held[1:] {
+		check(t, "Rollback", tx.Rollback(bare(t)))
+	}
+	checkEqual(t, "what came late", db.count(t, "select (select count(*) from tenant_acme.notes) + (select count(*) from tenant_globex.notes)"), 0)
+	checkIdle(t, pool)
 }

@@ -172,10 +172,15 @@ const (
 )
 
 // prepare checks a statement and takes pgx's options off its arguments.
-func (p *Pool) prepare(ctx context.Context, wc *wire.Conn, at place, sql string, args []any) (wire.Query, error) {
+func (p *Pool) prepare(ctx context.Context, wc *wire.Conn, ws *wire.Scope, at place, sql string, args []any) (wire.Query, error) {
 	q, err := wire.ParseArgs(ctx, wc.Pgx(), sql, args)
 	if err != nil {
 		return q, fmt.Errorf("pgtenancy: %w", err)
+	}
+	if ws.Role != "" {
+		if err := checkRole(p.cfg.Setting, q.SQL); err != nil {
+			return q, err
+		}
 	}
 	q.InTransaction, err = checkStatement(at, q.SQL)
 	return q, err
@@ -185,7 +190,7 @@ func (p *Pool) prepare(ctx context.Context, wc *wire.Conn, at place, sql string,
 func (p *Pool) exec(ctx context.Context, c *conn, ws *wire.Scope, at place, sql string, args []any) (tag pgconn.CommandTag, err error) {
 	ctx, end := p.trace(ctx, &c.Conn, sql, args)
 	defer func() { end(tag, err) }()
-	q, err := p.prepare(ctx, &c.Conn, at, sql, args)
+	q, err := p.prepare(ctx, &c.Conn, ws, at, sql, args)
 	if err != nil {
 		return tag, err
 	}
@@ -236,7 +241,7 @@ func (p *Pool) query(ctx context.Context, c *conn, ws *wire.Scope, at place, l l
 	if p.queryTracer != nil {
 		ctx, r.end = p.trace(ctx, &c.Conn, sql, args)
 	}
-	q, err := p.prepare(ctx, &c.Conn, at, sql, args)
+	q, err := p.prepare(ctx, &c.Conn, ws, at, sql, args)
 	if err == nil {
 		if err = c.Query(ctx, ws, at == single, q, &r.Rows, r); err == nil {
 			return r, nil
@@ -274,6 +279,11 @@ func (p *Pool) sendBatch(ctx context.Context, c *conn, ws *wire.Scope, at place,
 		}
 		if _, err := checkStatement(in, parsed.SQL); err != nil {
 			return nil, err
+		}
+		if ws.Role != "" {
+			if err := checkRole(p.cfg.Setting, parsed.SQL); err != nil {
+				return nil, err
+			}
 		}
 		q.SQL, q.Arguments = parsed.SQL, parsed.Args
 	}

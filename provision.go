@@ -47,8 +47,11 @@ type ProvisionOpts struct {
 }
 
 // Provision makes a tenant: its row in the registry, its schema, all tenant migrations, the seed. All of it is one
-// transaction: the tenant is there for everybody when Provision returns, and nothing of it stays when a step fails. Where
-// KeepSpares has a schema ready, the transaction takes that instead of building one.
+// transaction: the tenant is there for everybody when Provision returns, and nothing of it stays when a step fails or Provision is
+// interrupted. Where KeepSpares has a schema ready, the transaction takes that instead of building one.
+//
+// Where the connection is lost or ctx ends while the transaction commits, nobody knows whether it has: the error is the connection's, and the
+// tenant may be there. So it is with all methods that are one transaction. ProvisionOpts.IfNotExists makes it safe to call again.
 //
 // The errors: ErrTenantExists where the ID, the schema or a domain is taken, of any number of concurrent calls for one ID
 // all but one get it, unless they all asked for ProvisionOpts.IfNotExists; *InvalidError for an ID, an attribute, a domain or
@@ -68,6 +71,9 @@ func (f *Fleet) Provision(ctx context.Context, id string, opts *ProvisionOpts) (
 	}
 	files, err := loadSeeds(o.SeedFS)
 	if err != nil {
+		return Tenant{}, err
+	}
+	if t, err = f.withRole(t); err != nil {
 		return Tenant{}, err
 	}
 	t.version = f.tenant.newest()
@@ -145,7 +151,7 @@ func (f *Fleet) provision(ctx context.Context, wc *conn, t Tenant, domains []str
 	}()
 
 	ctx = WithTenant(ctx, t) // the caller's may carry another
-	outer, run, err := f.begin(ctx, wc, t, domains, wire.Step{SQL: beginSQL})
+	outer, run, err := f.begin(ctx, wc, t, domains, f.claimStep(), wire.Step{SQL: beginSQL})
 	if err != nil {
 		return err
 	}
@@ -154,9 +160,9 @@ func (f *Fleet) provision(ctx context.Context, wc *conn, t Tenant, domains []str
 }
 
 // begin runs the first steps for a new tenant, in the transaction that they begin or that is open: it registers the tenant and makes
-// the schema, of a spare where there is one. The steps that it returns are left to do.
-func (f *Fleet) begin(ctx context.Context, wc *conn, t Tenant, domains []string, first ...wire.Step) (outer *tx, run []wire.Step, err error) {
-	tags, err := wc.Run(ctx, append(append(first, f.registerSteps(t, domains)...), f.claimStep()))
+// the schema, of the spare that claim takes where there is one. The steps that it returns are left to do.
+func (f *Fleet) begin(ctx context.Context, wc *conn, t Tenant, domains []string, claim wire.Step, first ...wire.Step) (outer *tx, run []wire.Step, err error) {
+	tags, err := wc.Run(ctx, append(append(first, f.registerSteps(t, domains)...), claim))
 	if err != nil {
 		return nil, nil, taken(t, err)
 	}
@@ -164,9 +170,13 @@ func (f *Fleet) begin(ctx context.Context, wc *conn, t Tenant, domains []string,
 	spare := tags[len(tags)-1].RowsAffected() > 0
 	if spare {
 		run = append(run, renameStep(t))
+		if t.role != "" { // as a spare has no role, it has no grants yet
+			run = append(append(run, f.roleSteps(t)...), f.grantSteps(t, true)...)
+		}
 	} else {
 		var p pipeline
 		p.add(origin{}, wire.Step{SQL: "create schema " + t.path})
+		p.add(origin{}, f.roleSteps(t)...)
 		p.add(origin{}, f.grantSteps(t, false)...)
 		if err := f.build(ctx, outer, t, &p, nil); err != nil {
 			return nil, nil, err
@@ -183,7 +193,7 @@ func (f *Fleet) finish(ctx context.Context, outer *tx, t Tenant, run []wire.Step
 	wc := outer.conn
 	run = append(run, changeSteps(changes)...)
 	if len(files) == 0 && seed == nil && f.before == nil && f.after == nil { // nothing to wait for
-		if _, err := wc.Run(ctx, append(run, wire.Step{SQL: "commit"})); err != nil {
+		if _, err := wc.Run(ctx, append(append(run, f.joinSteps(t)...), wire.Step{SQL: "commit"})); err != nil {
 			return false, taken(t, err)
 		}
 		return true, nil
@@ -203,6 +213,9 @@ func (f *Fleet) finish(ctx context.Context, outer *tx, t Tenant, run []wire.Step
 	}
 	if err := f.beforeChanges(ctx, wc, t, changes); err != nil {
 		return false, fmt.Errorf("pgtenancy: provision %s: %w", t, err)
+	}
+	if err := f.join(ctx, wc, t); err != nil {
+		return false, taken(t, err)
 	}
 	if err := outer.Commit(ctx); err != nil {
 		return false, taken(t, err)
@@ -298,13 +311,16 @@ func (f *Fleet) registerSteps(t Tenant, domains []string) []wire.Step {
 	return steps
 }
 
-// grantSteps gives the application's role the use of the tenant's schema: of what is made there later, and with existing
-// of what is there already.
+// grantSteps gives the application's role, or the tenant's own, the use of the tenant's schema: of what is made there later, and
+// with existing of what is there already. A spare gets its grants with its tenant where that has a role.
 func (f *Fleet) grantSteps(t Tenant, existing bool) []wire.Step {
-	if f.appRole == "" {
+	role := ident.Quote(f.appRole)
+	switch {
+	case t.role != "":
+		role = ident.Quote(t.role)
+	case f.appRole == "" || f.roles != "":
 		return nil
 	}
-	role := ident.Quote(f.appRole)
 	steps := []wire.Step{
 		{SQL: "grant usage on schema " + t.path + " to " + role},
 		{SQL: "alter default privileges in schema " + t.path + " grant select, insert, update, delete on tables to " + role},
@@ -345,6 +361,8 @@ func taken(t Tenant, err error) error {
 		switch {
 		case pgErr.Code == "23505" && pgErr.SchemaName == "pgtenancy":
 			return fmt.Errorf("%w: %s: %w", ErrTenantExists, t, err)
+		case roleTaken(t, err):
+			return fmt.Errorf("%w: %s: %w", errRoleExists(t), t, err)
 		case pgErr.Code == "42P06": // duplicate_schema
 			return fmt.Errorf("%w: schema %s of %s is there already, and may be taken in with Adopt: %w", ErrTenantExists, t.path, t, err)
 		}
@@ -364,8 +382,9 @@ type AdoptOpts struct {
 	Reason     string
 }
 
-// Adopt makes a tenant of an existing schema of any legal name, and grants the application's role the use of it. Nothing
-// in the schema is changed. It is one transaction. opts may be nil.
+// Adopt makes a tenant of an existing schema of any legal name, and grants the application's role the use of it, or with
+// FleetConfig.IsolateRoles the tenant's role, while the application's loses that. Nothing in the schema is changed. It is one
+// transaction. opts may be nil.
 //
 // The errors: ErrTenantExists where the ID, the schema or a domain belongs to a tenant already; *InvalidError for a value
 // that breaks a rule, also where there is no such schema; FleetConfig.BeforeChange's own.
@@ -385,6 +404,9 @@ func (f *Fleet) Adopt(ctx context.Context, id, schema string, opts *AdoptOpts) (
 		return Tenant{}, invalid("AdoptOpts.Version", fmt.Sprint(o.Version), "must be the version of a tenant migration, or 0")
 	}
 	if err := checkReason("AdoptOpts.Reason", o.Reason); err != nil {
+		return Tenant{}, err
+	}
+	if t, err = f.withRole(t); err != nil {
 		return Tenant{}, err
 	}
 	t.version = o.Version
@@ -408,13 +430,16 @@ func (f *Fleet) Adopt(ctx context.Context, id, schema string, opts *AdoptOpts) (
 		}()
 		run := append([]wire.Step{{SQL: beginSQL}}, f.registerSteps(t, domains)...)
 		run = append(append(run, f.historySteps(t, true)...), changeSteps(changes)...)
+		if t.role != "" {
+			run = append(append(run, f.revokeSteps(t.schema)...), f.roleSteps(t)...)
+		}
 		if _, err := wc.Run(ctx, append(run, f.grantSteps(t, true)...)); err != nil {
 			return taken(t, err)
 		}
 		if err := f.beforeChanges(ctx, wc, t, changes); err != nil {
 			return fmt.Errorf("pgtenancy: adopt %s: %w", t, err)
 		}
-		if _, err := wc.Run(ctx, []wire.Step{{SQL: "commit"}}); err != nil {
+		if _, err := wc.Run(ctx, append(f.joinSteps(t), wire.Step{SQL: "commit"})); err != nil {
 			return taken(t, err)
 		}
 		committed = true

@@ -38,10 +38,14 @@ type CloneOpts struct {
 // moment, and the sequences go on from where the source's are. The source has to be at the newest version, and as the migrations
 // make it.
 //
-// All of it is one transaction: the clone is there for everybody when Clone returns, and nothing of it stays when a step fails,
-// or when the process or the server ends. It waits up to ChangeWaitDefault for a migration of the source and for other locks.
-// Until it is done, a migration of the source, and whoever alters one of its tables, waits for it. So does, without a spare,
-// who writes to shared tables that the migrations reference with foreign keys.
+// The clone is made in one transaction: it is there for everybody when Clone returns, and nothing of it is when a step fails, or
+// when the process or the server ends. Without a spare, a transaction before that one builds the schema, so that who writes to shared
+// tables that it references waits for the migrations only, and not for the rows; it is dropped where it is not used, and where the
+// process ends by a later Clone, Restore or KeepSpares, after five minutes. Migrations that write to other tables than the
+// tenant's, make roles or large objects, or whose result has the schema's name in it, run in the one transaction; so do those that
+// fail, and with FleetConfig.IsolateRoles those that leave a table or sequence to another role than the owner's. Clone
+// waits up to ChangeWaitDefault for a migration of the source and for other locks. Until it is done, a migration of the source, and
+// whoever alters one of its tables, waits for it; and so does who deletes rows of shared tables that the migrations reference.
 //
 // The copied rows are checked by constraints, and foreign keys within the schema at the end; no trigger and no rule acts on them.
 // What migrations themselves inserted is replaced. Populated materialized views are refreshed. Rows of shared tables are not
@@ -69,9 +73,11 @@ func (f *Fleet) Clone(ctx context.Context, from, to string, opts *CloneOpts) (Te
 	c.tenant.version = f.tenant.newest()
 	changes := madeChanges(ChangeClone, c.tenant, c.domains, c.opts.Reason)
 	changes[0].From = from
+	defer func() { f.dropBuilt(ctx, c.built) }() // where it was not used
 	if err := f.withOwner(ctx, func(wc *conn) error { return c.run(ctx, wc, changes) }); err != nil {
 		return Tenant{}, err
 	}
+	c.built = ""
 	f.afterChanges(ctx, changes)
 	return c.tenant, nil
 }
@@ -85,6 +91,7 @@ type clone struct {
 	layout  layout.Layout // of the source
 	tenant  Tenant        // the clone
 	domains []string
+	built   string // the schema that was built for it, "" where none was
 }
 
 func (c *clone) failed(err error) error {
@@ -100,7 +107,7 @@ func (c *clone) failed(err error) error {
 
 // run clones in one transaction, which sees what is committed meanwhile. Only the statement that copies needs all rows to be of
 // one moment, and it is one. With one snapshot for the whole transaction, a row of a shared table that is updated meanwhile could
-// not be referenced any more.
+// not be referenced any more. Where there is no spare, another transaction builds the schema before.
 func (c *clone) run(ctx context.Context, wc *conn, changes []Change) (err error) {
 	committed := false
 	defer func() { // also when the seed panics
@@ -113,7 +120,27 @@ func (c *clone) run(ctx context.Context, wc *conn, changes []Change) (err error)
 	if err := c.lock(ctx, wc); err != nil {
 		return c.failed(err)
 	}
-	outer, run, err := f.begin(ctx, wc, c.tenant, c.domains)
+	claim := f.claimStep()
+	var build bool
+	if err := wc.Pgx().QueryRow(ctx, `select not exists (select from pgtenancy.spares s where `+ofSpares+`) and not exists (select from pgtenancy.tenants t where t.id = $4)`,
+		f.spareArgs(c.tenant.id)...).Scan(&build); err != nil {
+		return c.failed(err)
+	}
+	if build { // now that nothing seems to be in the way
+		if err := wc.Rollback(ctx); err != nil {
+			return c.failed(err)
+		}
+		if c.built, err = f.buildAhead(ctx, wc, f, c.tenant, nil); err != nil {
+			return c.failed(err)
+		}
+		if c.built != "" {
+			claim = claimBuilt(c.built)
+		}
+		if err := c.lock(ctx, wc); err != nil {
+			return c.failed(err)
+		}
+	}
+	outer, run, err := f.begin(ctx, wc, c.tenant, c.domains, claim, wire.Step{SQL: rebuild(true)})
 	if err != nil {
 		return err
 	}
@@ -164,6 +191,9 @@ func (c *clone) lock(ctx context.Context, wc *conn) error {
 	}
 	if c.opts.Attributes == nil {
 		c.tenant.attrs = c.source.attrs
+	}
+	if c.tenant, err = f.withRole(c.tenant); err != nil { // by all that it is made of
+		return err
 	}
 
 	// Of each table the table itself, its indexes, its TOAST table with its index, and its sequences; those of the source are not

@@ -278,7 +278,8 @@ func TestCloneRefused(t *testing.T) {
 
 	// More tables than the lock table has room for.
 	db.exec(t, `insert into pg_class select (jsonb_populate_record(c, jsonb_build_object('oid', 2000000000 + i, 'relname', 'many' || i))).*
-		from pg_class c, generate_series(1, current_setting('max_locks_per_transaction')::int * current_setting('max_connections')::int / 4) i
+		from pg_class c, generate_series(1, current_setting('max_locks_per_transaction')::int
+			* (current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int) / 4) i
 		where c.oid = 'tenant_acme.t1'::regclass`) // they are only counted
 	checkInvalid(t, "too many tables", clone("acme", "twin", nil), "Clone's source")
 }

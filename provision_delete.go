@@ -221,6 +221,12 @@ type PurgeReport struct {
 	Views      []string          `json:"views"`
 	Sequences  []string          `json:"sequences"`
 	Functions  []string          `json:"functions"` // with the types of their arguments
+
+	// Role is the tenant's role, "" where it had none, and RoleKept says why it is still there, "" where it is not: it owns
+	// something, as a large object, or was granted something, here or in another database. It has to be dropped by hand before the
+	// ID can be had by another tenant.
+	Role     string `json:"role,omitempty"`
+	RoleKept string `json:"role_kept,omitempty"`
 }
 
 // PurgedTable is a table that Purge has removed.
@@ -245,8 +251,8 @@ func (e *ReferencedError) Error() string {
 // referencedMost is how many objects a ReferencedError lists.
 const referencedMost = 100
 
-// Purge removes a deleted tenant for good: its schema with all that is in it, its domains, its row of the registry and the history
-// of its migrations. Its ID may then be had by another tenant. The history of its changes stays, and so do the rows that it has in
+// Purge removes a deleted tenant for good: its schema with all that is in it, its domains, its row of the registry, the history
+// of its migrations and the samples of its usage. Its ID may then be had by another tenant. The history of its changes stays, and so do the rows that it has in
 // shared tables: FleetConfig.BeforeChange is the place to remove those.
 //
 // It is several transactions, each of which takes no more locks than a lock table of the default size affords, whatever number of
@@ -300,10 +306,20 @@ func (f *Fleet) Purge(ctx context.Context, id string, opts *PurgeOpts) (*PurgeRe
 		if err := checkReferences(ctx, wc, id, r.schemaNow()); err != nil {
 			return nil, nil, err
 		}
+		if r.role != "" {
+			if _, err := wc.Run(ctx, []wire.Step{{SQL: "drop schema if exists " + ident.Quote(r.schemaNow()) + " cascade"}}); err != nil {
+				return nil, nil, err
+			}
+			var err error
+			if report.RoleKept, err = dropRole(ctx, wc, r.role); err != nil {
+				return nil, nil, err
+			}
+		}
 		return []Change{{Kind: ChangePurge, From: "purging", To: "purged"}}, []wire.Step{
 			{SQL: "drop schema if exists " + ident.Quote(r.schemaNow()) + " cascade"},
 			{SQL: `delete from pgtenancy.migrations where tenant_id = $1`, Args: []any{id}},
 			{SQL: `delete from pgtenancy.unfinished where tenant_id = $1`, Args: []any{id}},
+			{SQL: deleteSamples, Args: []any{id}},
 			{SQL: `delete from pgtenancy.tenants where id = $1`, Args: []any{id}}, // and its domains
 		}, nil
 	})
@@ -323,7 +339,7 @@ func (r *tenantRow) schemaNow() string {
 
 // read fills in the report on a tenant that is still complete.
 func (p *PurgeReport) read(ctx context.Context, wc *conn, r *tenantRow) error {
-	*p = PurgeReport{Tenant: r.id, Schema: r.schema, Attributes: maps.Collect(r.Attributes())}
+	*p = PurgeReport{Tenant: r.id, Schema: r.schema, Attributes: maps.Collect(r.Attributes()), Role: r.role}
 	err := wc.Pgx().QueryRow(ctx, `select (select count(*) from pgtenancy.migrations where tenant_id = $1),
 		array(select domain from pgtenancy.domains where tenant_id = $1 order by 1),
 		array(select c.relname::text from pg_catalog.pg_class c where c.relnamespace = n.oid and c.relkind = 'v' order by 1),

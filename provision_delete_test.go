@@ -140,6 +140,45 @@ func TestDeleteWaits(t *testing.T) {
 	checkEqual(t, "rows", db.count(t, "select count(*) from tenant_acme.notes"), 1)
 }
 
+// A transaction that is only prepared is in the schema as any other, for as long as nobody ends it.
+func TestDeletePrepared(t *testing.T) {
+	t.Parallel()
+	db := newFleetDB(t)
+	if db.count(t, "select current_setting('max_prepared_transactions')::int") == 0 {
+		t.Skip("the server has no prepared transactions: max_prepared_transactions is 0")
+	}
+	fleet := db.migrated(t, decoyFiles)
+	provision(t, fleet, "acme")
+	name := "'" + db.name(t) + "'"
+	prepare := func() {
+		db.exec(t, "begin; insert into tenant_acme.notes (body) values ('mine'); prepare transaction "+name)
+	}
+	t.Cleanup(func() { // or the database could not be dropped
+		conn := db.admin(t)
+		defer conn.Close(context.Background())
+		_, _ = conn.Exec(context.Background(), "rollback prepared "+name) // an error is that of a test that passed
+	})
+	prepare()
+	checkIs(t, "Delete", fleet.Delete(bare(t), "acme", brief), pgtenancy.ErrTenantInUse)
+	checkIs(t, "Delete again", fleet.Delete(bare(t), "acme", brief), pgtenancy.ErrTenantInUse)
+	checkEqual(t, "set aside", db.count(t, "select count(*) from pgtenancy.tenants where deleted_schema is not null"), 0)
+	check(t, "Undelete", fleet.Undelete(bare(t), "acme", nil))
+	db.exec(t, "commit prepared "+name)
+	checkEqual(t, "rows", db.count(t, "select count(*) from tenant_acme.notes where body = 'mine'"), 1)
+
+	prepare()
+	checkIs(t, "Delete", fleet.Delete(bare(t), "acme", brief), pgtenancy.ErrTenantInUse)
+	for range 2 {
+		_, err := fleet.Purge(bare(t), "acme", &pgtenancy.PurgeOpts{Force: true, Wait: time.Second})
+		checkIs(t, "Purge", err, pgtenancy.ErrTenantInUse)
+		checkEqual(t, "tables", db.count(t, "select count(*) from pg_tables where schemaname = 'tenant_acme'"), 1)
+	}
+	db.exec(t, "rollback prepared "+name)
+	_, err := fleet.Purge(bare(t), "acme", nil)
+	check(t, "Purge", err)
+	checkEqual(t, "what stayed", db.count(t, "select (select count(*) from pgtenancy.tenants) + (select count(*) from pg_namespace where nspname like 'tenant%' or nspname like 'deleted%')"), 0)
+}
+
 // Requests that go on meanwhile see the tenant's rows or are refused.
 func TestDeleteUnderLoad(t *testing.T) {
 	t.Parallel()
@@ -231,6 +270,9 @@ func TestPurge(t *testing.T) {
 		t.Fatal(err)
 	}
 	db.exec(t, "analyze tenant_acme.customers")
+	sampleUsage(t, fleet)
+	db.exec(t, "update pgtenancy.usage_samples set taken_at = taken_at - interval '1 day'")
+	sampleUsage(t, fleet)
 	_, err := fleet.Purge(bare(t), "acme", nil)
 	checkIs(t, "Purge of an active one", err, pgtenancy.ErrTenantState)
 	deleted(t, fleet, "acme")
@@ -259,7 +301,9 @@ func TestPurge(t *testing.T) {
 		t.Errorf("report (-got +want):\n%s", diff)
 	}
 	checkEqual(t, "what stayed", db.count(t, `select (select count(*) from pg_namespace where nspname like 'deleted:%' or nspname = 'tenant_acme')
-		+ (select count(*) from pgtenancy.tenants where id <> 'other') + (select count(*) from pgtenancy.domains) + (select count(*) from pgtenancy.migrations where tenant_id = 'acme')`), 0)
+		+ (select count(*) from pgtenancy.tenants where id <> 'other') + (select count(*) from pgtenancy.domains) + (select count(*) from pgtenancy.migrations where tenant_id = 'acme')
+		+ (select count(*) from pgtenancy.unfinished) + (select count(*) from pgtenancy.usage_samples where tenant_id = 'acme')`), 0)
+	checkEqual(t, "samples of others", db.count(t, "select count(*) from pgtenancy.usage_samples where tenant_id in ('', 'other')"), 4)
 	checkEqual(t, "another tenant", lookup(t, fleet, "other"), other)
 	checkEqual(t, "shared rows", db.count(t, "select count(*) from plans"), 1)
 	_, err = fleet.Provision(bare(t), "acme", &pgtenancy.ProvisionOpts{Domains: []string{"b.example"}})

@@ -50,7 +50,8 @@ const sparePrefix = "pgtenancy_spare_"
 // begins with pgtenancy_spare_, and a migration in Go finds no tenant in its context. Where that name turns up in a row, a default,
 // a function, a comment or the like, or where a migration writes to a table in a shared schema, the migrations do for each tenant
 // something else: KeepSpares returns an *InvalidError that says what it was, and no spare is made of them. It cannot see what was
-// computed of the name, as a hash: such migrations must not be used with KeepSpares.
+// computed of the name, as a hash: such migrations must not be used with KeepSpares. With FleetConfig.IsolateRoles, migrations that
+// leave a table or sequence to another role than the owner's are an *InvalidError too.
 //
 // The other errors: *MigrationError for a migration that fails, ErrRegistryOutdated. A lost connection, and a lock that others hold, are
 // waited out. Whatever ends it, and be it a crash: a spare that is not finished is never there.
@@ -103,6 +104,9 @@ func passing(err error) bool {
 func (f *Fleet) spareKind() string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %q %q %d", f.owner.cfg.Conns.ConnConfig.User, f.appRole, f.pool.cfg.SharedSchemas, f.pool.cfg.Setting, f.shared.digest(len(f.shared.all)))
+	if f.roles != "" { // it has no grants then
+		fmt.Fprintf(h, " %q", f.roles)
+	}
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
@@ -237,9 +241,11 @@ func (f *Fleet) buildSpares(ctx context.Context, wc *conn, n, room int) error {
 	return nil
 }
 
+func newSpareName() string { return sparePrefix + strings.ToLower(rand.Text()) + "_" }
+
 // buildSpare builds one in an open transaction, as Provision would build it.
 func (f *Fleet) buildSpare(ctx context.Context, wc *conn) error {
-	name := sparePrefix + strings.ToLower(rand.Text()) + "_"
+	name := newSpareName()
 	t := Tenant{id: name, schema: name, path: ident.Quote(name), state: Provisioning, version: f.tenant.newest()}
 	scope := &wire.Scope{Value: name, Own: t.path, Others: f.owner.suffix, Schema: name, Version: t.version}
 	ctx = WithTenant(ctx, Tenant{}) // there is none, also where the caller's has one
@@ -301,17 +307,46 @@ func (f *Fleet) checkSpare(ctx context.Context, wc *conn, name string, before ma
 			return fail("must not write to " + table + " for each tenant, which is shared")
 		}
 	}
+	where, err := findName(ctx, wc, name)
+	if err != nil {
+		return fmt.Errorf("pgtenancy: keep spares: %w", err)
+	}
+	if where != "" {
+		return fail("must not put the name of the schema or the tenant into " + where)
+	}
+	owned, err := f.ownedByOthers(ctx, wc, name)
+	if err != nil {
+		return fmt.Errorf("pgtenancy: keep spares: %w", err)
+	}
+	if owned {
+		return fail("must leave all tables and sequences to FleetConfig.Owner where FleetConfig.IsolateRoles is set")
+	}
+	return nil
+}
 
+// ownedByOthers reports whether what the role of a tenant may do with a table or sequence depends on when the role was made. It has
+// default privileges on what the owner makes, and keeps them where that is given to others: no grant at the end comes to the same.
+func (f *Fleet) ownedByOthers(ctx context.Context, wc *conn, schema string) (owned bool, err error) {
+	if f.roles == "" {
+		return false, nil
+	}
+	err = wc.Pgx().QueryRow(ctx, `select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+		where n.nspname = $1 and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') and pg_catalog.pg_get_userbyid(c.relowner) <> current_user)`, schema).Scan(&owned)
+	return owned, err
+}
+
+// findName returns what has the name of a schema in its definition or in its rows, in that schema, "" where nothing has.
+func findName(ctx context.Context, wc *conn, name string) (where string, err error) {
 	var bytes strings.Builder // of the name, as PostgreSQL writes those of a constant in an expression
 	for _, b := range []byte(name) {
 		fmt.Fprintf(&bytes, " %d", b)
 	}
 	var object *string
 	if err := wc.Pgx().QueryRow(ctx, namedSQL, name, bytes.String()).Scan(&object); err != nil {
-		return fmt.Errorf("pgtenancy: keep spares: %w", err)
+		return "", err
 	}
 	if object != nil {
-		return fail("must not put the name of the schema or the tenant into " + *object)
+		return *object, nil
 	}
 
 	// Rows that a policy hides from the owner were not inserted by migrations, which run with row_security off.
@@ -325,13 +360,131 @@ func (f *Fleet) checkSpare(ctx context.Context, wc *conn, name string, before ma
 		rows, _ := wc.Pgx().Query(ctx, sql+" limit 1") // the error is in rows
 		var tables []string
 		if tables, err = pgx.CollectRows(rows, pgx.RowTo[string]); err == nil && len(tables) > 0 {
-			return fail("must not put the name of the schema or the tenant into rows of " + tables[0])
+			return "rows of " + tables[0], nil
 		}
 	}
+	return "", err
+}
+
+// buildAhead builds the schema of a tenant that is to come with the migrations of from, in a transaction of its own, so that the locks
+// which these take on shared tables are not held while rows are put into it. It returns the name that the schema has until
+// claimBuilt, which is that of a spare's that nobody else takes and that goes like those that nobody keeps, should this process end.
+// It returns "" where the migrations have to run in the transaction of the tenant, by what they do or since they fail. prepare, which
+// may be nil, is called for what is built in the end.
+func (f *Fleet) buildAhead(ctx context.Context, wc *conn, from *Fleet, t Tenant, prepare func(schema string, scope *wire.Scope) error) (name string, err error) {
+	committed := false
+	defer func() { // also when a migration panics
+		if !committed && wc.TxStatus() != 'I' {
+			_ = wc.Rollback(ctx) // a connection on which that fails is closed
+		}
+	}()
+	var stale bool
+	err = wc.Pgx().QueryRow(ctx, `select coalesce(bool_or(`+staleSpares+`), false) from pgtenancy.spares s`, f.spareArgs(spareLease)...).Scan(&stale)
 	if err != nil {
-		return fmt.Errorf("pgtenancy: keep spares: %w", err)
+		return "", err
 	}
-	return nil
+	if stale { // what others left is in nobody's way
+		err := f.spareTx(ctx, wc, func(room int) error { return f.dropSpares(ctx, wc, room) })
+		if err != nil && !passing(err) {
+			return "", err
+		}
+	}
+
+	name = newSpareName()
+	t.version = from.tenant.newest()
+	scope := f.ownerScope(t)
+	t.schema, t.path, t.role = name, ident.Quote(name), ""
+	scope.Own, scope.Schema = t.path, name
+	ctx = WithTenant(ctx, t)
+	_, err = wc.Run(ctx, []wire.Step{{SQL: beginSQL}, {SQL: `select pg_catalog.set_config('lock_timeout', $1, true)`, Args: []any{timeoutSetting(ChangeWaitDefault)}}})
+	if err != nil {
+		return "", err
+	}
+	var p pipeline
+	p.add(origin{}, wire.Step{SQL: "create schema " + t.path})
+	p.add(origin{}, f.grantSteps(t, false)...)
+	p.add(origin{}, wire.Step{SQL: rebuild(true)})
+	err = from.build(ctx, &tx{binding: binding{tenant: t}, pool: f.owner, conn: wc, scope: scope}, t, &p, nil)
+	var failed *MigrationError
+	switch {
+	case ctx.Err() != nil || wc.Pgx().IsClosed() || passing(err):
+		return "", err
+	case errors.As(err, &failed):
+		return "", wc.Rollback(ctx)
+	case err != nil:
+		return "", err
+	}
+	var elsewhere bool
+	if err := wc.Pgx().QueryRow(ctx, writesElsewhere, name, f.pool.cfg.SharedSchemas).Scan(&elsewhere); err != nil {
+		return "", err
+	}
+	where, err := findName(ctx, wc, name)
+	if err != nil {
+		return "", err
+	}
+	owned, err := f.ownedByOthers(ctx, wc, name)
+	if err != nil {
+		return "", err
+	}
+	if elsewhere || where != "" || owned {
+		return "", wc.Rollback(ctx)
+	}
+	if prepare != nil {
+		if err := prepare(name, scope); err != nil {
+			return "", err
+		}
+	}
+	_, err = wc.Run(ctx, []wire.Step{
+		{SQL: rowSecurity("on")},
+		{
+			SQL:  `insert into pgtenancy.spares (version, digest, kind, schema_name) values ($1, $2, $3, $3)`,
+			Args: []any{t.version, from.tenant.digest(len(from.tenant.all)), name},
+		},
+		{SQL: "commit"},
+	})
+	if err != nil {
+		return "", err
+	}
+	committed = true
+	return name, nil
+}
+
+// writesElsewhere selects whether this transaction has written to a table outside of schema $1, or altered one, made a role or written
+// a large object: it has a lock then. Catalogs are locked that long for these two only. Functions and
+// types in the shared schemas $2 are as young as this transaction, or younger where others make them: then nothing is built ahead.
+const writesElsewhere = `select exists (
+	select from pg_catalog.pg_locks l join pg_catalog.pg_class c on c.oid = l.relation join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+	where l.locktype = 'relation' and l.pid = pg_catalog.pg_backend_pid() and l.mode in ('RowExclusiveLock', 'AccessExclusiveLock')
+		and (c.oid >= 16384 and c.relpersistence <> 't' and n.nspname not in ($1, 'pg_toast')
+			or c.oid in ('pg_catalog.pg_authid'::pg_catalog.regclass, 'pg_catalog.pg_auth_members'::pg_catalog.regclass, 'pg_catalog.pg_largeobject'::pg_catalog.regclass)))
+	or exists (select from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace where n.nspname = any($2) and pg_catalog.age(p.xmin) <= 0)
+	or exists (select from pg_catalog.pg_type y join pg_catalog.pg_namespace n on n.oid = y.typnamespace where n.nspname = any($2) and pg_catalog.age(y.xmin) <= 0)`
+
+// claimBuilt takes what buildAhead has built, as claimStep takes a spare.
+func claimBuilt(name string) wire.Step {
+	return wire.Step{
+		SQL: `delete from pgtenancy.spares s where s.schema_name = $1 and exists (select from pg_catalog.pg_namespace n where n.nspname = s.schema_name)
+			returning pg_catalog.set_config('` + spareSetting + `', s.schema_name, true)`,
+		Args: []any{name},
+	}
+}
+
+// dropBuilt drops what buildAhead has built and nobody has claimed. Where that fails, it is left to whoever drops stale spares.
+func (f *Fleet) dropBuilt(ctx context.Context, name string) {
+	if name == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), wire.CleanupTimeout)
+	defer cancel()
+	_ = f.withOwner(ctx, func(wc *conn) error {
+		_, err := wc.Run(ctx, []wire.Step{
+			{SQL: beginSQL},
+			{SQL: `delete from pgtenancy.spares where schema_name = $1`, Args: []any{name}},
+			{SQL: "drop schema if exists " + ident.Quote(name) + " cascade"}, // which one that was claimed is not called any more
+			{SQL: "commit"},
+		})
+		return err
+	})
 }
 
 // namedSQL selects an object of schema $1 in whose definition its name is, or its bytes as $2.

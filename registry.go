@@ -16,7 +16,7 @@ import (
 
 // registryVersion is the version of the registry that this version of the library installs. It works with a newer one
 // whose column oldest is at most this.
-const registryVersion = 1
+const registryVersion = 2
 
 // registryLock is the key of the transaction-level advisory lock that upgrades of the registry and shared migrations hold:
 // the first eight bytes of the SHA-256 of "pgtenancy/registry".
@@ -107,6 +107,7 @@ var registrySteps = [][]string{
 		wire.EnterFunction,
 		`revoke all on function ` + enterSignature + ` from public`,
 	},
+	2: auditSteps,
 }
 
 // checkStateFunction makes what State says of the order of the states hold for whoever changes a row.
@@ -217,6 +218,9 @@ func (f *Fleet) prepareShared(ctx context.Context, tx pgx.Tx) error {
 			}
 		}
 	}
+	if err := f.prepareAudit(ctx, tx); err != nil {
+		return err
+	}
 	if f.appRole == "" {
 		return nil
 	}
@@ -228,6 +232,19 @@ func (f *Fleet) prepareShared(ctx context.Context, tx pgx.Tx) error {
 		if !granted {
 			if _, err := tx.Exec(ctx, `grant usage on schema `+ident.Quote(schema)+` to `+ident.Quote(f.appRole)); err != nil {
 				return err
+			}
+		}
+	}
+	if f.roles != "" { // tenants' roles use the shared schemas too
+		for _, schema := range f.pool.cfg.SharedSchemas {
+			var granted bool
+			if err := tx.QueryRow(ctx, `select has_schema_privilege($1, $2, 'usage')`, f.roles, schema).Scan(&granted); err != nil {
+				return err
+			}
+			if !granted {
+				if _, err := tx.Exec(ctx, `grant usage on schema `+ident.Quote(schema)+` to `+ident.Quote(f.roles)); err != nil {
+					return err
+				}
 			}
 		}
 	}

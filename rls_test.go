@@ -79,7 +79,10 @@ func (s session) texts(sql string, args ...any) []string {
 	return got
 }
 
-const insufficientPrivilege = "42501"
+const (
+	insufficientPrivilege = "42501"
+	notSupported          = "0A000"
+)
 
 func TestPolicy(t *testing.T) {
 	t.Parallel()
@@ -207,6 +210,216 @@ func TestPolicySettingValue(t *testing.T) {
 	checkEqual(t, "users of nobody", names, "")
 }
 
+// copyFrom copies one row into a table by COPY.
+func (s session) copyFrom(table pgx.Identifier, columns []string, row ...any) error {
+	_, err := s.CopyFrom(s.t.Context(), table, columns, pgx.CopyFromRows([][]any{row}))
+	return err
+}
+
+// refused checks that statements fail with an error of PostgreSQL's.
+func (s session) refused(code string, statements ...string) {
+	s.t.Helper()
+	for _, sql := range statements {
+		checkCode(s.t, sql, s.exec(sql), code)
+	}
+}
+
+// Rows without a tenant belong to all, and are written by the owner alone.
+func TestPolicyGlobal(t *testing.T) {
+	t.Parallel()
+	table := pgx.Identifier{"public", "units"}
+	db := newRLSDB(t, pgtenancy.Policy{Table: table, Global: true}, "tenant_id text, code text, n int default 0, unique (tenant_id, code)")
+	db.execAs(t, db.owner, "create unique index on units (code) where tenant_id is null")
+	const codes = "select concat_ws(' ', tenant_id, code, n) from units order by 1"
+	merge := db.count(t, "select current_setting('server_version_num')::int") >= 150000
+
+	owner := db.session(t, db.owner)
+	check(t, "the owner inserts", owner.exec("insert into units (code) values ('kg'), ('m')"))
+	check(t, "a superuser inserts", db.session(t, "postgres").exec("insert into units values (null, 'l')"))
+	checkEqual(t, "the owner updates", owner.changed("update units set n = 1 where code = 'kg'"), 1)
+	checkEqual(t, "the owner deletes", owner.changed("delete from units where code = 'l'"), 1)
+	checkEqual(t, "the owner upserts", owner.changed("insert into units (code) values ('m') on conflict (code) where tenant_id is null do update set n = 2"), 1)
+	owner.refused(insufficientPrivilege, "insert into units values ('acme', 'x')", "update units set tenant_id = 'acme'")
+
+	app := db.session(t, db.app)
+	check(t, "a tenant inserts", app.tenant("acme").exec("insert into units (code) values ('box'), ('kg')"))
+	check(t, "another one inserts", app.tenant("globex").exec("insert into units (code) values ('bag')"))
+	for _, role := range []string{db.app, db.owner} { // with a tenant, the owner is as the others are
+		s := db.session(t, role).tenant("acme")
+		checkList(t, role+" reads", s.texts(codes), "acme box 0", "acme kg 0", "kg 1", "m 2")
+		s.refused(insufficientPrivilege,
+			"insert into units values (null, 'mine')",
+			"insert into units values ('globex', 'mine')",
+			"update units set tenant_id = null where code = 'box'",
+			"update units set tenant_id = 'globex' where code = 'box'",
+			"insert into units values (null, 'm') on conflict (code) where tenant_id is null do update set n = 7",
+			"insert into units (code) values ('box') on conflict (tenant_id, code) do update set tenant_id = null",
+			"insert into units (code) values ('box') on conflict (tenant_id, code) do update set tenant_id = 'globex'",
+		)
+		if merge {
+			s.refused(insufficientPrivilege,
+				"merge into units u using (select 'm') x (code) on u.code = x.code when matched then update set n = 7",
+				"merge into units u using (select 'm') x (code) on u.code = x.code when matched then delete",
+				"merge into units u using (select 'x') x (code) on u.code = x.code when not matched then insert (tenant_id, code) values (null, x.code)",
+			)
+			checkEqual(t, role+" merges", s.changed("merge into units u using (select 'box') x (code) on u.code = x.code when matched then update set n = 0"), 1)
+		}
+		checkEqual(t, role+" updates what belongs to all", s.changed("update units set n = 7 where tenant_id is null"), 0)
+		checkEqual(t, role+" updates all", s.changed("update units set n = 0"), 2)
+		checkEqual(t, role+" locks", s.changed("select from units where tenant_id is null for update"), 0)
+		checkEqual(t, role+" deletes", s.changed("delete from units where tenant_id is null or tenant_id = 'globex'"), 0)
+		checkEqual(t, role+" upserts its own", s.changed("insert into units (code) values ('box') on conflict (tenant_id, code) do update set n = 0"), 1)
+		checkCode(t, role+" copies", s.copyFrom(table, []string{"code"}, "x"), notSupported)
+	}
+	app.tenant("")
+	checkList(t, "without a tenant reads", app.texts(codes), "kg 1", "m 2")
+	app.refused(insufficientPrivilege, "insert into units (code) values ('x')", "insert into units values ('acme', 'x')", "truncate units")
+	checkEqual(t, "without a tenant updates", app.changed("update units set n = 7"), 0)
+	checkEqual(t, "without a tenant deletes", app.changed("delete from units"), 0)
+	checkList(t, "rows", db.texts(t, codes), "acme box 0", "acme kg 0", "globex bag 0", "kg 1", "m 2")
+}
+
+// In a migration, too.
+func TestPolicyGlobalMigration(t *testing.T) {
+	t.Parallel()
+	db := newFleetDB(t)
+	policy := pgtenancy.Policy{Table: pgx.Identifier{"public", "units"}, Role: db.app, Global: true}
+	units := "create table units (tenant_id text, code text);\ngrant select on units to " + db.app + ";\n" + policy.SQL()
+	fleet := db.migrated(t, sqlFiles("shared/001_units.sql", units, "shared/002_kg.sql", "set local row_security = on;\ninsert into units (code) values ('kg');"))
+	var code string
+	check(t, "select", fleet.Pool().Shared().QueryRow(bare(t), "select code from units").Scan(&code))
+	checkEqual(t, "what belongs to all", code, "kg")
+	fleet = db.open(t, sqlFiles("shared/001_units.sql", units, "shared/002_kg.sql", "set local row_security = on;\ninsert into units (code) values ('kg');",
+		"shared/003_m.sql", "insert into units (code) values ('m');"))
+	_, err := fleet.Migrate(bare(t), nil)
+	checkCode(t, "without row_security", err, insufficientPrivilege)
+}
+
+// Reference data is read by all and written by the owner.
+func TestPolicyReadOnly(t *testing.T) {
+	t.Parallel()
+	table := pgx.Identifier{"public", "countries"}
+	db := newRLSDB(t, pgtenancy.Policy{Table: table, ReadOnly: true}, "code text primary key, name text")
+	owner := db.session(t, db.owner)
+	check(t, "off, as in a migration", owner.exec("set row_security = off"))
+	check(t, "the owner inserts", owner.exec("insert into countries values ('de', 'x')"))
+	check(t, "the owner copies", owner.copyFrom(table, []string{"code"}, "fr"))
+	checkEqual(t, "the owner updates", owner.changed("update countries set name = 'Germany' where code = 'de'"), 1)
+
+	// Also where somebody grants what SQL revoked.
+	for _, granted := range []bool{false, true} {
+		if granted {
+			db.exec(t, "grant insert, update, delete on countries to "+db.app)
+		}
+		for _, tenant := range []string{"", "acme"} {
+			app := db.session(t, db.app).tenant(tenant)
+			checkList(t, "reads", app.texts("select code from countries order by 1"), "de", "fr")
+			app.refused(insufficientPrivilege, "insert into countries values ('x')", "insert into countries values ('de') on conflict (code) do update set name = 'x'", "truncate countries")
+			if granted {
+				checkEqual(t, "updates", app.changed("update countries set name = 'x'"), 0)
+				checkEqual(t, "deletes", app.changed("delete from countries"), 0)
+				checkCode(t, "copies", app.copyFrom(table, []string{"code"}, "x"), notSupported)
+			} else {
+				app.refused(insufficientPrivilege, "update countries set name = 'x'", "delete from countries", "select from countries for update")
+				checkCode(t, "copies", app.copyFrom(table, []string{"code"}, "x"), insufficientPrivilege)
+			}
+		}
+	}
+	checkList(t, "rows", db.texts(t, "select concat_ws(' ', code, name) from countries order by 1"), "de Germany", "fr")
+}
+
+// Readers read the rows of all tenants, and write none but as others do.
+func TestPolicyReaders(t *testing.T) {
+	t.Parallel()
+	db := newRLSDB(t, pgtenancy.Policy{Table: pgx.Identifier{"public", "users"}}, "tenant_id text, name text")
+	support := db.app + "_support"
+	db.exec(t, "create role "+support+" login; grant all on users to "+support)
+	t.Cleanup(func() { db.exec(t, "drop owned by "+support+"; drop role "+support) })
+	db.policy.Readers = []string{support, db.owner}
+	db.execAs(t, db.owner, db.policy.SQL())
+	db.exec(t, "revoke all on users from public; insert into users values ('acme', 'ann'), ('globex', 'gus')")
+	const names = "select name from users order by 1"
+	for _, tenant := range []string{"", "acme"} {
+		checkList(t, "a reader reads", db.session(t, support).tenant(tenant).texts(names), "ann", "gus")
+		checkList(t, "another one reads", db.session(t, db.owner).tenant(tenant).texts(names), "ann", "gus")
+	}
+	checkList(t, "the application reads", db.session(t, db.app).tenant("acme").texts(names), "ann")
+	checkList(t, "the application reads without a tenant", db.session(t, db.app).texts(names))
+	db.session(t, support).tenant("acme").refused(insufficientPrivilege, "insert into users (name) values ('x')", "update users set name = 'x'", "delete from users", "truncate users")
+
+	// Where they are granted more, it is the rows of one tenant.
+	db.exec(t, "grant insert, update, delete on users to "+support)
+	s := db.session(t, support)
+	s.refused(insufficientPrivilege, "insert into users (name) values ('x')", "insert into users values ('acme', 'x')")
+	checkEqual(t, "updates without a tenant", s.changed("update users set name = 'x'"), 0)
+	checkEqual(t, "updates as a tenant", s.tenant("acme").changed("update users set name = name"), 1)
+	s.refused(insufficientPrivilege, "update users set tenant_id = 'globex'")
+	checkEqual(t, "deletes another's", s.changed("delete from users where name = 'gus'"), 0)
+}
+
+// A policy that has changed takes the place of what it was.
+func TestPolicyChanges(t *testing.T) {
+	t.Parallel()
+	table := pgx.Identifier{"public", "users"}
+	db := newRLSDB(t, pgtenancy.Policy{Table: table}, "tenant_id text, name text")
+	policies := []struct {
+		name   string
+		policy pgtenancy.Policy
+		want   []string
+		forced bool
+	}{
+		{"usual", pgtenancy.Policy{Table: table}, []string{"tenant_isolation"}, true},
+		{"global", pgtenancy.Policy{Table: table, Global: true}, []string{"tenant_global", "tenant_global_owner", "tenant_isolation"}, true},
+		{"readers", pgtenancy.Policy{Table: table, Readers: []string{db.owner}}, []string{"tenant_isolation", "tenant_readers"}, true},
+		{"read only", pgtenancy.Policy{Table: table, ReadOnly: true}, []string{"reference_data"}, false},
+	}
+	db.execAs(t, db.owner, "create policy tenants_own on users using (false)")
+	for _, from := range policies {
+		for _, to := range policies {
+			db.execAs(t, db.owner, from.policy.SQL())
+			db.execAs(t, db.owner, to.policy.SQL())
+			checkList(t, from.name+", then "+to.name, db.texts(t, "select polname::text from pg_policy where polrelid = 'users'::regclass and polname <> 'tenants_own' order by 1"), to.want...)
+			checkEqual(t, from.name+", then "+to.name+": forced", db.count(t, "select count(*) from pg_class where oid = 'users'::regclass and relrowsecurity and relforcerowsecurity") == 1, to.forced)
+		}
+	}
+	checkEqual(t, "policies of others", db.count(t, "select count(*) from pg_policy where polname = 'tenants_own'"), 1)
+}
+
+// The plan searches the index of the column, with the tenant that is known when it starts.
+func TestPolicyPlan(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, columns, value string
+		policy               pgtenancy.Policy
+	}{
+		{"text", "tenant_id text, id bigint primary key", "'7'", pgtenancy.Policy{}},
+		{"uuid", "tenant_id uuid, id bigint primary key", "'6c6e51b4-6ba5-4a0f-8a3b-0c6a5b1b7a07'", pgtenancy.Policy{Type: "uuid"}},
+		{"varchar", "tenant_id varchar(20), id bigint primary key", "'7'", pgtenancy.Policy{Type: "character varying(20)"}},
+		{"global", "tenant_id text, id bigint primary key", "'7'", pgtenancy.Policy{Global: true}},
+	}
+	db := &rlsDB{fleetDB: newFleetDB(t)}
+	for i, tt := range tests {
+		tt.policy.Table, tt.policy.Role = pgx.Identifier{"public", fmt.Sprintf("t%d", i)}, db.app
+		table := tt.policy.Table.Sanitize()
+		value := "n % 100"
+		if tt.policy.Type == "uuid" {
+			value = "('6c6e51b4-6ba5-4a0f-8a3b-0c6a5b1b7a' || lpad((n % 100)::text, 2, '0'))::uuid"
+		}
+		db.execAs(t, db.owner, fmt.Sprintf("create table %s (%s); insert into %[1]s select %[3]s, n from generate_series(1, 10000) n; grant select on %[1]s to %[4]s; %[5]s",
+			table, tt.columns, value, db.app, tt.policy.SQL()))
+		db.exec(t, "vacuum analyze "+table)
+		app := db.session(t, db.app).tenant(strings.Trim(tt.value, "'"))
+		plan := strings.Join(app.texts("explain (costs off) select * from "+table), "\n")
+		if !strings.Contains(plan, "Index Cond: (") || !strings.Contains(plan, "tenant_id") || strings.Contains(plan, "Seq Scan") {
+			t.Errorf("%s: it does not search the index of the column:\n%s", tt.name, plan)
+		}
+		if by := strings.Join(app.texts("explain (costs off) select * from "+table+" where id = 7"), "\n"); !strings.Contains(by, "Index Cond: (id = ") {
+			t.Errorf("%s: it does not search the primary key:\n%s", tt.name, by)
+		}
+		checkEqual(t, tt.name+": rows", len(app.texts("select id::text from "+table)), 100)
+	}
+}
+
 func TestPolicyInvalid(t *testing.T) {
 	t.Parallel()
 	users := pgx.Identifier{"public", "users"}
@@ -227,6 +440,14 @@ func TestPolicyInvalid(t *testing.T) {
 		{"type with a quote", "Policy.Type", pgtenancy.Policy{Table: users, Type: `"Key"`}.SQL},
 		{"role too long", "Policy.Role", pgtenancy.Policy{Table: users, Role: long}.SQL},
 		{"setting of PostgreSQL's own", "Policy.Setting", pgtenancy.Policy{Table: users, Setting: "search_path"}.SQL},
+		{"read only with a column", "Policy.Column", pgtenancy.Policy{Table: users, ReadOnly: true, Column: "tenant_id"}.SQL},
+		{"read only with a type", "Policy.Type", pgtenancy.Policy{Table: users, ReadOnly: true, Type: "uuid"}.SQL},
+		{"read only, and rows for all", "Policy.Global", pgtenancy.Policy{Table: users, ReadOnly: true, Global: true}.SQL},
+		{"read only with readers", "Policy.Readers", pgtenancy.Policy{Table: users, ReadOnly: true, Readers: []string{"bi"}}.SQL},
+		{"reader without a name", "Policy.Readers", pgtenancy.Policy{Table: users, Readers: []string{"bi", ""}}.SQL},
+		{"the application as a reader", "Policy.Readers", pgtenancy.Policy{Table: users, Role: "app", Readers: []string{"app"}}.SQL},
+		{"all tenants as readers", "Policy.Readers", pgtenancy.Policy{Table: users, IsolateRoles: "shop", Readers: []string{"shop"}}.SQL},
+		{"finder of what belongs to no tenant", "Policy.ReadOnly", finder(pgtenancy.Policy{Table: users, Role: "app", ReadOnly: true}, pgx.Identifier{"public", "f"}, "email")},
 		{"finder without a role", "Policy.Role", finder(pgtenancy.Policy{Table: users}, pgx.Identifier{"public", "f"}, "email")},
 		{"finder without its schema", "FinderSQL function", finder(pgtenancy.Policy{Table: users, Role: "app"}, pgx.Identifier{"f"}, "email")},
 		{"finder without a key", "FinderSQL name", finder(pgtenancy.Policy{Table: users, Role: "app"}, pgx.Identifier{"public", "f"}, "")},

@@ -58,6 +58,7 @@ func checkServer(t *testing.T) string {
 		"full_page_writes":          "off",
 		"max_connections":           "200",
 		"max_locks_per_transaction": "64",
+		"max_prepared_transactions": "8",
 		"server_encoding":           "UTF8",
 		"TimeZone":                  "UTC",
 		"is_superuser":              "on",

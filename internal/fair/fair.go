@@ -63,11 +63,11 @@ func New(places int) *Queue {
 	return &Queue{free: places, keys: make(map[string]*key)}
 }
 
-// Acquire waits for a place. It returns ErrBusy at once where the key's queue is full, and ctx's error when ctx ends
-// before. Each Acquire without an error needs a Release of the same key. The newest limit of a key counts.
-func (q *Queue) Acquire(ctx context.Context, name string, limit Limit) error {
+// Acquire waits for a place, and says whether it had to. It returns ErrBusy at once where the key's queue is full, and ctx's
+// error when ctx ends before. Each Acquire without an error needs a Release of the same key. The newest limit of a key counts.
+func (q *Queue) Acquire(ctx context.Context, name string, limit Limit) (waited bool, err error) {
 	if err := ctx.Err(); err != nil {
-		return err
+		return false, err
 	}
 	q.mu.Lock()
 	k := q.keys[name]
@@ -84,14 +84,14 @@ func (q *Queue) Acquire(ctx context.Context, name string, limit Limit) error {
 		// No other key waits for a place that it could have, or there would be none free.
 		q.take(k)
 		q.mu.Unlock()
-		return nil
+		return false, nil
 	}
 	if limit.Waiters < 0 || limit.Waiters > 0 && k.waiters.len >= limit.Waiters {
 		k.stat.Refused++
 		q.total.Refused++
 		q.drop(k)
 		q.mu.Unlock()
-		return ErrBusy
+		return false, ErrBusy
 	}
 	w, ok := q.waiters.Get().(*waiter)
 	if !ok {
@@ -107,7 +107,7 @@ func (q *Queue) Acquire(ctx context.Context, name string, limit Limit) error {
 	select {
 	case <-w.place:
 		q.waiters.Put(w)
-		return nil
+		return true, nil
 	case <-ctx.Done():
 	}
 	q.mu.Lock()
@@ -122,7 +122,7 @@ func (q *Queue) Acquire(ctx context.Context, name string, limit Limit) error {
 		q.drop(k)
 	}
 	q.waiters.Put(w)
-	return ctx.Err()
+	return true, ctx.Err()
 }
 
 // Release gives a place of the key back.

@@ -40,6 +40,7 @@ type Table struct {
 	Name        string
 	Columns     []Column // that take values, in their order: no generated ones, and none at all in a table without any
 	Partitioned bool     // COPY TO must be from a query
+	Where       string   // the condition in that query; "" is none
 	Unlogged    bool
 
 	// IdentityAlways says that INSERT needs OVERRIDING SYSTEM VALUE. COPY does not.
@@ -77,7 +78,11 @@ func (t *Table) Names() string {
 // CopyTo returns the statement that reads the table's rows in the text format.
 func (t *Table) CopyTo(schema string) string {
 	if t.Partitioned { // of which COPY reads none by itself before PostgreSQL 18
-		return "copy (select " + t.Names() + " from " + ident.QuoteAll(schema, t.Name) + ") to stdout"
+		where := ""
+		if t.Where != "" {
+			where = " where " + t.Where
+		}
+		return "copy (select " + t.Names() + " from " + ident.QuoteAll(schema, t.Name) + where + ") to stdout"
 	}
 	return "copy " + ident.QuoteAll(schema, t.Name) + t.List() + " to stdout"
 }

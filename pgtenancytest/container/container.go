@@ -57,7 +57,7 @@ func start(ctx context.Context) (url, source string, stop func() error, err erro
 			"POSTGRES_INITDB_ARGS":      "-E UTF8 --locale=C --no-sync",
 		}),
 		testcontainers.WithCmd("postgres", "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off",
-			"-c", "max_connections=200", "-c", "shared_buffers=64MB"),
+			"-c", "max_connections=200", "-c", "max_prepared_transactions=8", "-c", "shared_buffers=64MB"),
 		postgres.BasicWaitStrategies(),
 	)
 	stop = func() error {

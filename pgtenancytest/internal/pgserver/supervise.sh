@@ -12,7 +12,7 @@ mkdir "$1" && cd "$1" || exit 1
 		exec "$2/postgres" -D data -p "$3" \
 			-c listen_addresses=127.0.0.1 -c unix_socket_directories= \
 			-c fsync=off -c synchronous_commit=off -c full_page_writes=off \
-			-c max_connections=200 -c shared_buffers=64MB 2>>log
+			-c max_connections=200 -c max_prepared_transactions=8 -c shared_buffers=64MB 2>>log
 ) </dev/null &
 exec >/dev/null 2>&1
 read -r eof

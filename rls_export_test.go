@@ -1,0 +1,4 @@
+package pgtenancy
+
+// RLSRules are the rules of CheckRLS.
+var RLSRules = rlsRules
