@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 
 	"github.com/pgtenancy/pgtenancy"
 	"github.com/pgtenancy/pgtenancy/middleware"
@@ -66,4 +67,42 @@ func ExampleTenant_pathValue() {
 	fmt.Println(w.Code, w.Body)
 	// Output:
 	// 200 acme
+}
+
+// All tenants share a host, and the mux below knows nothing of them: its patterns begin where the tenant's name ends.
+func ExampleTenant_stripPrefix() {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /plan", func(w http.ResponseWriter, r *http.Request) {
+		t, _ := pgtenancy.TenantFromContext(r.Context())
+		fmt.Fprintf(w, "%s, at %s", t, r.URL.Path)
+	})
+	tenant := middleware.Tenant(customers{"acme": "gold"}, pgtenancy.PathPrefix("/t"), &middleware.TenantOpts{StripPrefix: "/t"})
+
+	w := httptest.NewRecorder()
+	tenant(mux).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/t/acme/plan", nil))
+	fmt.Println(w.Code, w.Body)
+	// Output:
+	// 200 acme, at /plan
+}
+
+// The service is reached through a proxy in 10.0.0.0/8, which asks for it by another name and says what the client's was.
+func ExampleForwardedHost() {
+	forwarded := middleware.ForwardedHost(netip.MustParsePrefix("10.0.0.0/8"))
+	tenant := middleware.Tenant(customers{"acme": "gold"}, pgtenancy.Subdomain("app.example"), nil)
+	handler := forwarded(tenant(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t, _ := pgtenancy.TenantFromContext(r.Context())
+		fmt.Fprintln(w, t, r.Host)
+	})))
+
+	for _, peer := range []string{"10.1.2.3:4711", "192.0.2.1:4711"} {
+		r := httptest.NewRequest(http.MethodGet, "http://origin.internal/", nil)
+		r.RemoteAddr = peer
+		r.Header.Set("X-Forwarded-Host", "acme.app.example")
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		fmt.Print(w.Code, " ", w.Body)
+	}
+	// Output:
+	// 200 acme acme.app.example
+	// 404 {"type":"about:blank","title":"Not Found","status":404,"detail":"The request names no tenant."}
 }

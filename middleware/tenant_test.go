@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -212,6 +213,191 @@ func TestTenantSkip(t *testing.T) {
 	}
 }
 
+func TestTenantStripPrefix(t *testing.T) {
+	t.Parallel()
+	inPath, host := pgtenancy.PathPrefix("/t"), pgtenancy.First(pgtenancy.Header("X-Tenant"), subdomain, pgtenancy.PathPrefix("/t"))
+	tests := []struct {
+		name, prefix  string
+		resolve       pgtenancy.Resolver
+		target        string
+		status        int
+		tenant        string
+		path, rawPath string // of the next handler's URL
+		reason        string
+	}{
+		{name: "orders", target: "/t/acme/orders", tenant: "acme", path: "/orders"},
+		{name: "slash at the end of the prefix", prefix: "/t/", target: "/t/acme/orders", tenant: "acme", path: "/orders", reason: "it makes no difference"},
+		{name: "ends after the ID", target: "/t/acme", tenant: "acme", path: "/", reason: "a path is not empty"},
+		{name: "ends after the slash", target: "/t/acme/", tenant: "acme", path: "/"},
+		{name: "slash at the end", target: "/t/acme/orders/", tenant: "acme", path: "/orders/"},
+		{name: "query", target: "/t/acme?q=/t/acme", tenant: "acme", path: "/"},
+		{name: "escaped slash", target: "/t/acme/a%2Fb/c", tenant: "acme", path: "/a/b/c", rawPath: "/a%2Fb/c", reason: "it is still one segment"},
+		{name: "escaped space", target: "/t/acme/a%20b", tenant: "acme", path: "/a b", reason: "the default encoding needs no RawPath"},
+		{name: "something not escaped", target: "/t/acme/a%2Fb|", tenant: "acme", path: "/a/b|", rawPath: "/a/b%7C", reason: "as URL.EscapedPath has it without a prefix"},
+		{name: "escaped percent sign", target: "/t/acme/%252e%252e/x", tenant: "acme", path: "/%2e%2e/x", reason: "unescaped once, it has no dot segment"},
+		{name: "escaped letter", target: "/t/acme/%6Frders", tenant: "acme", path: "/orders", rawPath: "/%6Frders", reason: "as the client sent it"},
+		{name: "prefix again", target: "/t/acme/t/globex/orders", tenant: "acme", path: "/t/globex/orders", reason: "it is removed once"},
+		{name: "ID again", target: "/t/t/t", tenant: "t", path: "/t"},
+		{name: "two slashes below", target: "/t/acme/a//b", tenant: "acme", path: "/a//b", reason: "the service's to read"},
+		{name: "root", prefix: "/", resolve: pgtenancy.PathPrefix("/"), target: "/acme/orders", tenant: "acme", path: "/orders"},
+		{name: "long prefix", prefix: "/api/t", resolve: pgtenancy.PathPrefix("/api/t"), target: "/api/t/acme/orders", tenant: "acme", path: "/orders"},
+		{name: "absolute form", target: "http://app.example/t/acme/orders", tenant: "acme", path: "/orders"},
+
+		{name: "no prefix in the path", resolve: host, target: "http://acme.app.example/orders", tenant: "acme", path: "/orders", reason: "nothing to remove"},
+		{name: "prefix alone", resolve: host, target: "http://acme.app.example/t/", tenant: "acme", path: "/t/", reason: "nothing to remove"},
+		{name: "begins alike", resolve: host, target: "http://acme.app.example/tt/acme", tenant: "acme", path: "/tt/acme", reason: "another path"},
+		{name: "both agree", resolve: host, target: "http://acme.app.example/t/acme/orders", tenant: "acme", path: "/orders"},
+		{name: "both disagree", resolve: host, target: "http://acme.app.example/t/globex/orders", status: 400, reason: "the path is another tenant's"},
+		{name: "malformed beside another resolver", resolve: host, target: "http://acme.app.example/t/a_b/orders", status: 400, reason: "the path is no tenant's"},
+		{name: "escaped ID beside another resolver", resolve: host, target: "http://acme.app.example/t/%61cme/orders", status: 400, reason: "acme for a handler, not for PathPrefix"},
+		{name: "escaped prefix beside another resolver", resolve: host, target: "http://acme.app.example/%74/globex/orders", status: 400, reason: "globex for a handler, nobody's for PathPrefix"},
+		{name: "other prefix than the resolver's", prefix: "/x", target: "/t/acme/orders", tenant: "acme", path: "/t/acme/orders", reason: "not below the one to remove"},
+		{name: "other prefix, other segment", prefix: "/t/acme", target: "/t/acme/orders/1", status: 400, reason: "the resolver says acme, the prefix to remove orders"},
+
+		{name: "two slashes after the ID", target: "/t/acme//evil.example/", status: 400, reason: "what is left would be a host in a redirect"},
+		{name: "up", target: "/t/acme/../globex/orders", status: 400, reason: "whose is it?"},
+		{name: "escaped ID", target: "/t/%61cme/orders", status: 400, reason: "it would not be cut where it was read"},
+		{name: "escaped slash in the ID, something not escaped", target: "/t/acme%2Forders/|", status: 400, reason: "it would not be cut where it was read"},
+		{name: "escaped slash in the ID", target: "/t/acme%2Forders", status: 400, reason: "it would not be cut where it was read"},
+		{name: "no tenant", target: "/healthz", status: 404},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			if tt.prefix == "" {
+				tt.prefix = "/t"
+			}
+			if tt.resolve == nil {
+				tt.resolve = inPath
+			}
+			if tt.status == 0 {
+				tt.status = http.StatusOK
+			}
+			called := false
+			tenant := middleware.Tenant(&fakeDirectory{}, tt.resolve, &middleware.TenantOpts{StripPrefix: tt.prefix})
+			h := tenant(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				called = true
+				if got, _ := pgtenancy.TenantFromContext(r.Context()); got.ID() != tt.tenant {
+					t.Errorf("the tenant is %q, want %q", got, tt.tenant)
+				}
+				if r.URL.Path != tt.path || r.URL.RawPath != tt.rawPath {
+					t.Errorf("Path %q, RawPath %q, want %q and %q: %s", r.URL.Path, r.URL.RawPath, tt.path, tt.rawPath, tt.reason)
+				}
+				if tt.rawPath != "" && r.URL.EscapedPath() != tt.rawPath {
+					t.Errorf("EscapedPath %q, want %q: Path and RawPath do not fit", r.URL.EscapedPath(), tt.rawPath)
+				}
+				if r.RequestURI != tt.target {
+					t.Errorf("RequestURI %q", r.RequestURI)
+				}
+			}))
+			r := httptest.NewRequest(http.MethodGet, tt.target, nil)
+			before := *r.URL
+			w := serve(h, r)
+			if w.Code != tt.status || called != (tt.status == http.StatusOK) {
+				t.Errorf("status %d, want %d: %s", w.Code, tt.status, tt.reason)
+			}
+			if *r.URL != before {
+				t.Errorf("the URL of the caller's request became %v", r.URL)
+			}
+		})
+	}
+}
+
+// A mux above has routed the request, a mux below routes what is left: each sees its own patterns and values.
+func TestTenantStripPrefixBetweenMuxes(t *testing.T) {
+	t.Parallel()
+	below := http.NewServeMux()
+	below.HandleFunc("GET /orders/{id}", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s %s %s", r.Pattern, r.PathValue("id"), r.PathValue("tenant"))
+	})
+	before := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		pattern, value := r.Pattern, r.PathValue("tenant")
+		below.ServeHTTP(w, r)
+		fmt.Fprintf(w, " in %s %s", pattern, value)
+	})
+	above := http.NewServeMux()
+	above.Handle("/t/{tenant}/", middleware.Tenant(&fakeDirectory{}, pgtenancy.PathPrefix("/t"), &middleware.TenantOpts{StripPrefix: "/t"})(before))
+	w := serve(above, httptest.NewRequest(http.MethodGet, "/t/acme/orders/a%2Fb", nil))
+	if want := "GET /orders/{id} a/b  in /t/{tenant}/ acme"; w.Body.String() != want {
+		t.Errorf("%d %q, want %q", w.Code, w.Body, want)
+	}
+}
+
+// The tenant's directory may know it by another name than the request does.
+func TestTenantStripPrefixAlias(t *testing.T) {
+	t.Parallel()
+	dir := aliases{"old-name": "acme", "acme": "acme"}
+	byHeader := pgtenancy.First(pgtenancy.Header("X-Tenant"), pgtenancy.PathPrefix("/t"))
+	h := middleware.Tenant(dir, byHeader, &middleware.TenantOpts{StripPrefix: "/t"})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, r.URL.Path)
+	}))
+	for _, tt := range []struct {
+		header, path string
+		status       int
+	}{
+		{"", "/t/old-name/orders", 200}, {"", "/t/acme/orders", 200}, {"old-name", "/t/acme/orders", 200}, {"acme", "/t/old-name/orders", 400},
+	} {
+		r := httptest.NewRequest(http.MethodGet, tt.path, nil)
+		if tt.header != "" {
+			r.Header.Set("X-Tenant", tt.header)
+		}
+		if w := serve(h, r); w.Code != tt.status || tt.status == 200 && w.Body.String() != "/orders" {
+			t.Errorf("%+v: %d %s", tt, w.Code, w.Body)
+		}
+	}
+}
+
+// aliases is a directory that knows tenants by several names.
+type aliases map[string]string
+
+func (a aliases) Lookup(_ context.Context, k pgtenancy.Key) (pgtenancy.Tenant, error) {
+	name, _ := k.ID()
+	return pgtenancy.NewTenant(pgtenancy.TenantInfo{ID: a[name]})
+}
+
+// What is removed is what was resolved: the client's path is the prefix, the ID and what the next handler sees.
+func FuzzStripPrefix(f *testing.F) {
+	for _, path := range []string{
+		"/t/acme/orders", "/t/acme", "/t/acme/", "/t/acme/a%2Fb", "/t/acme/%20", "/t/acme//x", "/t/acme/%2e%2e/x", "/t/%61cme/x", "/t/acme?q", "/t/a;b/c",
+		"http://h/t/acme/x", "/t/acme/\\x", "/t/acme/%", "/t/acme/%61|", "/t/%61/|", "/t/acme/\u00e9%c3%a9",
+	} {
+		f.Add(path)
+	}
+	var seen *http.Request
+	dir := &fakeDirectory{}
+	tenant := middleware.Tenant(dir, pgtenancy.PathPrefix("/t"), &middleware.TenantOpts{StripPrefix: "/t"})
+	h := tenant(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen = r }))
+	f.Fuzz(func(t *testing.T, target string) {
+		u, err := url.ParseRequestURI(target)
+		if err != nil {
+			return
+		}
+		seen, dir.asked = nil, nil
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, &http.Request{URL: u})
+		if seen == nil {
+			if w.Code != http.StatusBadRequest && w.Code != http.StatusNotFound {
+				t.Errorf("%q: status %d", target, w.Code)
+			}
+			return
+		}
+		id, _ := pgtenancy.TenantFromContext(seen.Context())
+		rest, escaped := seen.URL.Path, seen.URL.EscapedPath()
+		if u.Path != "/t/"+id.ID()+rest && (u.Path != "/t/"+id.ID() || rest != "/") {
+			t.Errorf("%q became tenant %v and path %q", target, id, rest)
+		}
+		if u.EscapedPath() != "/t/"+id.ID()+escaped && (u.EscapedPath() != "/t/"+id.ID() || escaped != "/") {
+			t.Errorf("%q became tenant %v and escaped path %q", target, id, escaped)
+		}
+		if strings.HasPrefix(rest, "//") || !strings.HasPrefix(rest, "/") {
+			t.Errorf("%q became the path %q", target, rest)
+		}
+		if seen.URL.RawQuery != u.RawQuery {
+			t.Errorf("%q has the query %q below", target, seen.URL.RawQuery)
+		}
+	})
+}
+
 // Not parallel: it replaces the default logger.
 func TestTenantLogs(t *testing.T) {
 	var log bytes.Buffer
@@ -249,6 +435,9 @@ func TestTenantPanics(t *testing.T) {
 	for want, f := range map[string]func(){
 		"middleware.Tenant: the directory is nil": func() { middleware.Tenant(nil, subdomain, nil) },
 		"middleware.Tenant: the resolver is nil":  func() { middleware.Tenant(&fakeDirectory{}, nil, nil) },
+		`pgtenancy.PathPrefix: "t" must begin with '/'`: func() {
+			middleware.Tenant(&fakeDirectory{}, subdomain, &middleware.TenantOpts{StripPrefix: "t"})
+		},
 	} {
 		func() {
 			defer func() {
@@ -271,6 +460,14 @@ func TestErrorStatus(t *testing.T) {
 		{"of a handler's pool", fmt.Errorf("orders: %w", pgtenancy.ErrTenantSuspended), 403},
 		{"of a resolver", fmt.Errorf("token: %w", &pgtenancy.InvalidError{Field: "Token"}), 400},
 		{"both", errors.Join(pgtenancy.ErrTenantNotFound, &pgtenancy.InvalidError{}), 404},
+		{"of a handler's pool, outside of Tenant", fmt.Errorf("orders: %w", pgtenancy.ErrNoTenant), 500},
+		{"of MatchTenant", fmt.Errorf("%w: acme", middleware.ErrSubjectMismatch), 403},
+		{"anonymous", middleware.ErrNoSubject, 403},
+		{"of RateLimit", middleware.ErrRateLimited, 429},
+		{"of Audit", middleware.ErrAuditFull, 503},
+		{"of a handler's pool, of another tenant", fmt.Errorf("orders: %w", pgtenancy.ErrTenantMismatch), 500},
+		{"of a handler's pool, refused", fmt.Errorf("orders: %w", pgtenancy.ErrStatementRefused), 500},
+		{"of a handler's pool, with its queue full", fmt.Errorf("orders: %w", pgtenancy.ErrTenantBusy), 503},
 		{"any", io.EOF, 503},
 	}
 	for _, tt := range tests {
