@@ -65,19 +65,24 @@ type options struct {
 	gooseTenants   int
 	migrateRounds  int
 	workers        int
+	rlsRows        int
+	rlsTenants     int
+	rolesTenants   int
+
+	life lifeOptions
 }
 
 func parse(args []string, out io.Writer) (*options, error) {
 	var o options
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(out)
-	what := f.String("what", "read,memory,fairness", "what to measure; migrate is there too")
+	what := f.String("what", "read,memory,fairness", "what to measure; migrate, life, rls, audit and roles are there too")
 	keys := f.String("strategies", "", "the `strategies` of read, all unless told; the others are compared with the first")
 	tenants := f.String("tenants", "100,2000", "read: numbers of tenants")
 	choices := f.String("choices", "uniform,zipf", "read: how requests choose their tenant")
 	delays := f.String("delays", "0s,1ms", "read: round-trip times to add")
-	f.IntVar(&o.conns, "conns", 8, "read and fairness: connections of a pool")
-	f.IntVar(&o.goroutines, "goroutines", 16, "read: requests at a time")
+	f.IntVar(&o.conns, "conns", 8, "read, fairness and audit: connections of a pool")
+	f.IntVar(&o.goroutines, "goroutines", 16, "read and audit: requests at a time")
 	f.IntVar(&o.rounds, "rounds", 7, "read and fairness: rounds, each of all strategies in random order")
 	f.DurationVar(&o.round, "round", 2*time.Second, "read and fairness: time of one strategy in a round")
 	f.DurationVar(&o.warm, "warm", time.Second, "read: time of each strategy before it is measured, in each round")
@@ -86,14 +91,18 @@ func parse(args []string, out io.Writer) (*options, error) {
 	f.DurationVar(&o.service, "service", 2*time.Millisecond, "fairness: time that a request takes on the server")
 	f.StringVar(&o.svg, "svg", "", "fairness: `file` for the plot")
 	f.StringVar(&o.raw, "raw", "", "read: `file` for the rounds in Go's benchmark format, which benchstat reads")
-	bins := f.String("bins", "", "migrate: `directories` of servers' programs, separated by commas; the one that is found unless told")
-	fsync := f.String("fsync", "on,off", "migrate: the servers' fsync")
-	f.StringVar(&o.disk, "disk", "", "migrate: `directory` for the files of servers with fsync, which should not be in memory; TMPDIR unless told")
+	bins := f.String("bins", "", "migrate and life: `directories` of servers' programs, separated by commas; the one that is found unless told")
+	fsync := f.String("fsync", "on,off", "migrate and life: the servers' fsync")
+	f.StringVar(&o.disk, "disk", "", "migrate and life: `directory` for the files of servers with fsync, which should not be in memory; TMPDIR unless told")
 	f.IntVar(&o.migrateTenants, "migrate-tenants", 1000, "migrate: number of tenants")
 	f.IntVar(&o.fsyncTenants, "fsync-tenants", 250, "migrate: number of tenants with fsync: a disk may take longer to remove their files than to migrate them")
 	f.IntVar(&o.gooseTenants, "goose-tenants", 100, "migrate: number of those that goose gets")
 	f.IntVar(&o.migrateRounds, "migrate-rounds", 5, "migrate: rounds, each of all ways in random order")
-	f.IntVar(&o.workers, "workers", 4, "migrate: tenants at a time")
+	f.IntVar(&o.workers, "workers", 4, "migrate and life: tenants at a time")
+	o.life.flags(f)
+	f.IntVar(&o.rlsRows, "rls-rows", 1000000, "rls: rows of the shared table")
+	f.IntVar(&o.rolesTenants, "roles-tenants", 5000, "roles: number of tenants")
+	f.IntVar(&o.rlsTenants, "rls-tenants", 1000, "rls: tenants among whom they are shared")
 	f.Uint64Var(&o.seed, "seed", 1, "seed of all random choices")
 	f.DurationVar(&o.limit, "limit", time.Hour, "time after which it gives up")
 	if err := f.Parse(args); err != nil {
@@ -115,7 +124,7 @@ func parse(args []string, out io.Writer) (*options, error) {
 	}
 	o.what = strings.Split(*what, ",")
 	for _, w := range o.what {
-		if !slices.Contains([]string{"read", "memory", "fairness", "migrate"}, w) {
+		if !slices.Contains([]string{"read", "memory", "fairness", "migrate", "life", "rls", "audit", "roles"}, w) {
 			errs = append(errs, fmt.Errorf("-what: nothing is called %q", w))
 		}
 	}
@@ -155,6 +164,10 @@ func parse(args []string, out io.Writer) (*options, error) {
 	bound("goose-tenants", o.gooseTenants, 1, 5000)
 	bound("migrate-rounds", o.migrateRounds, 1, 100)
 	bound("workers", o.workers, 1, 50)
+	errs = append(errs, o.life.check(bound))
+	bound("rls-rows", o.rlsRows, 1, 100000000)
+	bound("roles-tenants", o.rolesTenants, 10, 20000)
+	bound("rls-tenants", o.rlsTenants, 1, min(5000, max(1, o.rlsRows)))
 	bound("conns", o.conns, 1, 100)
 	bound("goroutines", o.goroutines, 1, 1000)
 	bound("rounds", o.rounds, 1, 100)
@@ -190,7 +203,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		return err
 	}
 	var server *pgtenancytest.Server
-	if !slices.Equal(o.what, []string{"migrate"}) {
+	if slices.ContainsFunc(o.what, func(w string) bool { return w != "migrate" && w != "life" }) { // which start their own
 		if server, err = pgtenancytest.Start(ctx); err != nil {
 			return err
 		}
@@ -211,8 +224,16 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 			err = withDatabase(ctx, server, o.memory, memoryTables, func(db *database) error { return compareMemory(ctx, out, db) })
 		case "fairness":
 			err = withDatabase(ctx, server, 2, 1, func(db *database) error { return compareFairness(ctx, o, out, db) })
+		case "audit":
+			err = withDatabase(ctx, server, auditTenants, 1, func(db *database) error { return compareAudit(ctx, o, out, db) })
+		case "rls":
+			err = withDatabase(ctx, server, o.rlsTenants, 1, func(db *database) error { return compareRLS(ctx, o, out, db) })
+		case "roles":
+			err = compareRoles(ctx, o, out, server)
 		case "migrate":
 			err = compareMigrations(ctx, o, out)
+		case "life":
+			err = compareLife(ctx, o, out)
 		}
 		if err != nil {
 			return err
