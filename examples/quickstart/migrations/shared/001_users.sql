@@ -15,11 +15,15 @@ grant select, insert, update, delete on users to quickstart_app;
 alter table "public"."users" enable row level security;
 alter table "public"."users" force row level security;
 drop policy if exists tenant_isolation on "public"."users";
+drop policy if exists tenant_global on "public"."users";
+drop policy if exists tenant_global_owner on "public"."users";
+drop policy if exists tenant_readers on "public"."users";
+drop policy if exists reference_data on "public"."users";
 create policy tenant_isolation on "public"."users"
     using ("tenant_id" = nullif(current_setting('app.current_tenant', true), '')::text)
     with check ("tenant_id" = nullif(current_setting('app.current_tenant', true), '')::text);
 alter table "public"."users" alter column "tenant_id" set default nullif(current_setting('app.current_tenant', true), '')::text;
-revoke truncate, references on "public"."users" from public, "quickstart_app";
+revoke truncate, references, trigger on "public"."users" from public, "quickstart_app";
 do $$
 begin
     if not exists (
