@@ -194,7 +194,13 @@ func TestAuditResponseWriter(t *testing.T) {
 		panic(http.ErrAbortHandler)
 	})
 	mux.HandleFunc("/empty", func(http.ResponseWriter, *http.Request) {})
-	server := httptest.NewServer(wrap(mux))
+	audited := wrap(mux)
+	var serving sync.WaitGroup // the server does not wait for what was hijacked
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		serving.Add(1)
+		defer serving.Done()
+		audited.ServeHTTP(w, r)
+	}))
 	defer server.Close()
 
 	get := func(path string) (string, error) {
@@ -221,6 +227,7 @@ func TestAuditResponseWriter(t *testing.T) {
 		t.Error("the panic did not go on")
 	}
 	server.Close()
+	serving.Wait()
 	got := map[string]int{}
 	for _, e := range sink.all(t, a) {
 		got[e.Route] = e.Status

@@ -1,24 +1,37 @@
 // Package lru is a bounded map that forgets the least recently used entry first.
 package lru
 
-import "container/list"
-
 // Cache maps keys to values, at most as many as its capacity. It is not safe for concurrent use.
+//
+// While it is not more than half full, it does not note which entries are used, since that costs more than finding one: as many
+// again have to come before one has to go, and what is used meanwhile is noted by then.
 type Cache[K comparable, V any] struct {
 	capacity int
-	order    *list.List // of *entry[K, V], the most recently used first
-	entries  map[K]*list.Element
+	entries  map[K]*entry[K, V]
+	ring     entry[K, V] // next is the most recently used entry, prev the least
 }
 
+// entry is one of a ring. A list.List would have each twice, as an element and as what is in it.
 type entry[K comparable, V any] struct {
-	key   K
-	value V
+	next, prev *entry[K, V]
+	key        K
+	value      V
 }
 
 // New returns a cache of at most capacity entries. With a capacity of 0 or less it keeps nothing.
 func New[K comparable, V any](capacity int) *Cache[K, V] {
-	return &Cache[K, V]{capacity: capacity, order: list.New(), entries: make(map[K]*list.Element)}
+	c := &Cache[K, V]{capacity: capacity, entries: make(map[K]*entry[K, V])}
+	c.Clear()
+	return c
 }
+
+// use makes e, which is in no ring, the most recently used.
+func (c *Cache[K, V]) use(e *entry[K, V]) {
+	e.prev, e.next = &c.ring, c.ring.next
+	e.prev.next, e.next.prev = e, e
+}
+
+func (e *entry[K, V]) unlink() { e.prev.next, e.next.prev = e.next, e.prev }
 
 // Get returns the value of key and makes it the most recently used.
 func (c *Cache[K, V]) Get(key K) (value V, ok bool) {
@@ -26,50 +39,56 @@ func (c *Cache[K, V]) Get(key K) (value V, ok bool) {
 	if !ok {
 		return value, false
 	}
-	c.order.MoveToFront(e)
-	return e.Value.(*entry[K, V]).value, true
+	if c.ring.next != e && len(c.entries) > c.capacity/2 {
+		e.unlink()
+		c.use(e)
+	}
+	return e.value, true
 }
 
 // Put stores the value of key and reports the entry that had to go for it, if one had to.
 func (c *Cache[K, V]) Put(key K, value V) (evicted V, ok bool) {
 	if e, ok := c.entries[key]; ok {
-		e.Value.(*entry[K, V]).value = value
-		c.order.MoveToFront(e)
+		e.value = value
+		e.unlink()
+		c.use(e)
 		return evicted, false
 	}
 	if c.capacity <= 0 {
 		return value, true
 	}
 	if len(c.entries) >= c.capacity {
-		oldest := c.order.Remove(c.order.Back()).(*entry[K, V])
+		oldest := c.ring.prev
+		oldest.unlink()
 		delete(c.entries, oldest.key)
 		evicted, ok = oldest.value, true
 	}
-	c.entries[key] = c.order.PushFront(&entry[K, V]{key, value})
+	e := &entry[K, V]{key: key, value: value}
+	c.entries[key] = e
+	c.use(e)
 	return evicted, ok
 }
 
 // Delete forgets key.
 func (c *Cache[K, V]) Delete(key K) {
 	if e, ok := c.entries[key]; ok {
-		c.order.Remove(e)
+		e.unlink()
 		delete(c.entries, key)
 	}
 }
 
 // Clear forgets everything.
 func (c *Cache[K, V]) Clear() {
-	c.order.Init()
+	c.ring.next, c.ring.prev = &c.ring, &c.ring
 	clear(c.entries)
 }
 
 // Oldest returns the entry that would go first.
 func (c *Cache[K, V]) Oldest() (value V, ok bool) {
-	e := c.order.Back()
-	if e == nil {
+	if c.ring.prev == &c.ring {
 		return value, false
 	}
-	return e.Value.(*entry[K, V]).value, true
+	return c.ring.prev.value, true
 }
 
 // Len returns the number of entries, and Cap the bound.
