@@ -411,21 +411,25 @@ func (d *CachedDirectory) drop(id string) {
 }
 
 // renew is forget, and reads anew what was remembered of the tenant, or was being read: handles of it that nobody looks up any more
-// are to be refused when it was suspended or deleted. Nobody waits for that.
-func (d *CachedDirectory) renew(id string) { d.readAnew(id, false) }
-
-// readAnew is renew. With refuse, a tenant that was known to be suspended or deleted is refused until it was read, which is not for
-// who has just put it in service.
-func (d *CachedDirectory) readAnew(id string, refuse bool) {
+// are to be refused when it was suspended or deleted. Nobody waits for that, and until it was read, the state that it has become
+// counts, or where that is 0, since nobody has said, the one that it was known to have.
+func (d *CachedDirectory) renew(id string, became State) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	was, known := d.tenants.Get(id)
 	begun := d.reads.begun[ByID(id)] != nil // as it was before, and so it will not be remembered
 	d.drop(id)
-	if refuse && known && refuses(was.tenant) {
-		d.tenants.Put(id, &knownTenant{tenant: was.tenant, refused: true})
+	now := Tenant{id: id, state: became}
+	if became == 0 && known {
+		now = was.tenant
 	}
-	if known || begun {
+	if refuses(now) {
+		if evicted, full := d.tenants.Put(id, &knownTenant{tenant: now, refused: true}); full {
+			evicted.gone = true
+			d.stat.Evictions++
+		}
+	}
+	if known || begun || refuses(now) {
 		d.join(context.Background(), ByID(id), expired)
 	}
 }

@@ -194,7 +194,7 @@ func (d *CachedDirectory) notified(id string) {
 	if id == "" {
 		d.forgetAll()
 	} else {
-		d.readAnew(id, true)
+		d.renew(id, 0)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

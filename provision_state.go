@@ -435,7 +435,12 @@ func (f *Fleet) afterChanges(ctx context.Context, changes []Change) {
 	if len(changes) == 0 {
 		return
 	}
-	f.directory.renew(changes[0].Tenant)
+	c := changes[0]
+	became, err := parseState(c.To)
+	if err != nil || c.Kind == ChangeAddDomain || c.Kind == ChangeRenameDomain { // it says something else
+		became = 0
+	}
+	f.directory.renew(c.Tenant, became)
 	if f.after != nil {
 		for _, c := range changes {
 			f.after(ctx, c)

@@ -473,7 +473,9 @@ func TestSuspendElsewhere(t *testing.T) {
 		want error
 	}{{here.Suspend, pgtenancy.ErrTenantSuspended}, {here.Resume, nil}, {here.Delete, pgtenancy.ErrTenantNotFound}, {here.Undelete, nil}} {
 		check(t, "change", step.do(bare(t), "acme", nil))
-		_, err := here.Lookup(bare(t), pgtenancy.ByID("acme"))
+		_, err := here.Pool().Exec(as(t, acme), "select from notes")
+		checkIs(t, fmt.Sprint("at once, the handle here ", i), err, step.want)
+		_, err = here.Lookup(bare(t), pgtenancy.ByID("acme"))
 		checkIs(t, fmt.Sprint("Lookup here ", i), err, step.want)
 		for _, fleet := range []*pgtenancy.Fleet{here, there} {
 			await(t, fmt.Sprint("the handle's end or use ", i), func() bool {

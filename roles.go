@@ -299,7 +299,7 @@ func (f *Fleet) isolate(ctx context.Context, id string) (Tenant, error) {
 		})
 	})
 	if err == nil {
-		f.directory.renew(id)
+		f.directory.renew(id, 0)
 	}
 	return t, err
 }
