@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -43,6 +45,7 @@ const (
 	saysSeen      = "Names in the catalogs, and that a value is taken in a unique index of a shared table, are there for all to see."
 )
 
+// What SECURITY.md says is what is tested, and the tests that it names are there.
 func TestSecuritySays(t *testing.T) {
 	t.Parallel()
 	b, err := os.ReadFile("SECURITY.md")
@@ -51,6 +54,26 @@ func TestSecuritySays(t *testing.T) {
 	for _, a := range attacks {
 		if !strings.Contains(text, strings.TrimSuffix(a.says, ".")) {
 			t.Errorf("SECURITY.md does not say %q, which %q is about", a.says, a.name)
+		}
+	}
+
+	var tests strings.Builder
+	for _, pattern := range []string{"*_test.go", "middleware/*_test.go"} {
+		files, err := filepath.Glob(pattern)
+		check(t, "Glob", err)
+		for _, file := range files {
+			b, err := os.ReadFile(file)
+			check(t, "ReadFile", err)
+			tests.Write(b)
+		}
+	}
+	for _, name := range regexp.MustCompile(`\b(Test|Fuzz)[A-Z]\w*\*?`).FindAllString(text, -1) {
+		prefix, some := strings.CutSuffix(name, "*")
+		if !some {
+			prefix += "("
+		}
+		if !strings.Contains(tests.String(), "\nfunc "+prefix) {
+			t.Errorf("SECURITY.md names %s, which is not there", name)
 		}
 	}
 }
