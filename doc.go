@@ -137,7 +137,8 @@
 //	Citus with row level security          PoolConfig.Entry = EntrySetLocal
 //	statement mode                         does not work
 //
-// PgBouncer is tested in versions 1.18, 1.24.1 and 1.26.1; nothing has been run on RDS Proxy and Citus.
+// PgBouncer is tested in versions 1.18, 1.24.1 and 1.26.1, with roles for tenants and the audit log too; nothing has been run on
+// RDS Proxy and Citus.
 //
 // # Limits
 //

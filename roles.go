@@ -225,6 +225,8 @@ func (f *Fleet) revokeSteps(schema string) []wire.Step {
 // IsolateTenants gives a role to each tenant that has none, for a fleet that was there before FleetConfig.IsolateRoles: until
 // then, Pool refuses such a tenant with ErrNotIsolated. It returns the number of tenants that it changed.
 //
+// Migrate has to run before, with IsolateRoles: it gives the group what tenants need besides their schemas.
+//
 // What the application's role itself may do in a tenant's schema is left to it at first, for processes that do not know of the
 // tenant's role yet. Where a tenant has a role already, that is taken away. So call it twice: once before any process with
 // IsolateRoles serves, and again when no process without it does.
