@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -11,49 +10,24 @@ import (
 	"os"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"go.uber.org/goleak"
 
+	"github.com/pgtenancy/pgtenancy/examples/internal/exampletest"
 	"github.com/pgtenancy/pgtenancy/pgtenancytest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience is how long anything may take. It ends what hangs.
-const patience = time.Minute
+const patience = exampletest.Patience
 
 // running is a service that runs, with the variables of a shell.
 type running struct {
-	t       *testing.T
-	url     string // of the database
-	port    string
-	out     *output
-	stop    context.CancelFunc
-	stopped chan error
-	client  *http.Client
-	vars    map[string]string
-}
-
-// output is what it prints.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
+	*exampletest.Service
+	vars map[string]string
 }
 
 var serving = regexp.MustCompile(`(?s)Serving on http://localhost:(\d+),.*\n\n$`)
@@ -61,70 +35,9 @@ var serving = regexp.MustCompile(`(?s)Serving on http://localhost:(\d+),.*\n\n$`
 // start runs the service on a database until the test is over.
 func start(t *testing.T, url string) *running {
 	t.Helper()
-	t.Setenv("DATABASE_URL", url)
-	ctx, cancel := context.WithCancel(context.Background())
-	q := &running{t: t, url: url, out: &output{}, stop: cancel, stopped: make(chan error, 1), vars: map[string]string{}}
-	go func() { q.stopped <- run(ctx, "127.0.0.1:0", q.out) }()
-	for deadline := time.Now().Add(patience); q.port == ""; time.Sleep(5 * time.Millisecond) {
-		select {
-		case err := <-q.stopped:
-			cancel()
-			t.Fatalf("run: %v\n%s", err, q.out)
-		default:
-		}
-		if m := serving.FindStringSubmatch(q.out.String()); m != nil {
-			q.port = m[1]
-		}
-		if time.Now().After(deadline) {
-			cancel()
-			t.Fatalf("does not serve:\n%s", q.out)
-		}
-	}
-	transport := &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, network, "127.0.0.1:"+q.port) // as curl does for *.localhost
-	}}
-	q.client = &http.Client{Transport: transport, Timeout: patience}
-	t.Cleanup(func() {
-		transport.CloseIdleConnections()
-		cancel()
-	})
-	return q
-}
-
-// end stops it, and checks that nothing is left of it.
-func (q *running) end() {
-	q.t.Helper()
-	q.stop()
-	select {
-	case err := <-q.stopped:
-		if err != nil {
-			q.t.Errorf("run: %v", err)
-		}
-	case <-time.After(patience):
-		q.t.Fatal("does not stop")
-	}
-	q.await("select count(*) = 0 from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'")
-}
-
-// await waits until a query says true.
-func (q *running) await(sql string) {
-	q.t.Helper()
-	conn, err := pgx.Connect(q.t.Context(), q.url)
-	if err != nil {
-		q.t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		var yes bool
-		if err := conn.QueryRow(q.t.Context(), sql).Scan(&yes); err != nil {
-			q.t.Fatal(err)
-		}
-		if yes {
-			return
-		}
-		if time.Now().After(deadline) {
-			q.t.Fatalf("it does not become true: %s", sql)
-		}
+	return &running{
+		Service: exampletest.Start(t, url, serving, func(ctx context.Context, out io.Writer) error { return run(ctx, "127.0.0.1:0", out) }),
+		vars:    map[string]string{},
 	}
 }
 
@@ -136,8 +49,8 @@ var (
 
 // shell does what a shell would with a line of the README, and returns what curl would print.
 func (q *running) shell(line string) string {
-	q.t.Helper()
-	line = strings.ReplaceAll(line, ":8080/", ":"+q.port+"/")
+	q.T.Helper()
+	line = strings.ReplaceAll(line, ":8080/", ":"+q.Port+"/")
 	if m := assign.FindStringSubmatch(line); m != nil {
 		q.vars["$"+m[1]] = strings.TrimSpace(q.curl(m[2]))
 		return ""
@@ -153,10 +66,10 @@ func (q *running) shell(line string) string {
 }
 
 func (q *running) curl(line string) string {
-	q.t.Helper()
+	q.T.Helper()
 	args := word.FindAllString(line, -1)
 	if args[0] != "curl" {
-		q.t.Fatalf("no curl: %s", line)
+		q.T.Fatalf("no curl: %s", line)
 	}
 	var target string
 	var data []string
@@ -192,12 +105,12 @@ func (q *running) curl(line string) string {
 	}
 	req, err := http.NewRequestWithContext(context.Background(), method, target, strings.NewReader(strings.Join(data, "&")))
 	if err != nil {
-		q.t.Fatalf("%s: %v", line, err)
+		q.T.Fatalf("%s: %v", line, err)
 	}
 	req.Header = header
-	resp, err := q.client.Do(req)
+	resp, err := q.Client.Do(req)
 	if err != nil {
-		q.t.Fatalf("%s: %v", line, err)
+		q.T.Fatalf("%s: %v", line, err)
 	}
 	defer resp.Body.Close()
 	var b strings.Builder
@@ -207,7 +120,7 @@ func (q *running) curl(line string) string {
 		b.WriteString("\r\n")
 	}
 	if _, err := io.Copy(&b, resp.Body); err != nil {
-		q.t.Fatal(err)
+		q.T.Fatal(err)
 	}
 	return strings.ReplaceAll(b.String(), "\r\n", "\n")
 }
@@ -250,7 +163,7 @@ func TestReadme(t *testing.T) {
 			return regexp.MustCompile(`^` + pattern.String() + `$`).MatchString(timeless(got))
 		}
 		if strings.HasSuffix(line, "/audit") { // it asks once, since it is recorded itself
-			q.await("select count(*) >= 3 from pgtenancy.audit where tenant_id = 'acme'")
+			q.Await("select count(*) >= 3 from pgtenancy.audit where tenant_id = 'acme'")
 		}
 		got := q.shell(line)
 		// What the shell sleeps for: the new plan is known, and then a request has come back.
@@ -264,7 +177,7 @@ func TestReadme(t *testing.T) {
 			t.Errorf("%s\ngot:\n%s\nwant:\n%s", m[1], got, want)
 		}
 	}
-	q.end()
+	q.End()
 }
 
 // What is printed is in the README.
@@ -275,18 +188,18 @@ func TestPrintedLines(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := 0
-	for line := range strings.Lines(q.out.String()) {
+	for line := range strings.Lines(q.Out.String()) {
 		if line, ok := strings.CutPrefix(line, "  "); ok {
 			n++
-			if !strings.Contains(string(readme), "    $ "+strings.ReplaceAll(line, ":"+q.port+"/", ":8080/")) {
+			if !strings.Contains(string(readme), "    $ "+strings.ReplaceAll(line, ":"+q.Port+"/", ":8080/")) {
 				t.Errorf("not in the README: %s", line)
 			}
 		}
 	}
 	if n != 11 {
-		t.Errorf("%d lines:\n%s", n, q.out)
+		t.Errorf("%d lines:\n%s", n, q.Out)
 	}
-	q.end()
+	q.End()
 }
 
 func TestRequests(t *testing.T) {
@@ -320,8 +233,8 @@ func TestRequests(t *testing.T) {
 		t.Errorf("globex's second request: %s", got)
 	}
 
-	q.end() // by which all that was recorded is written
-	conn, err := pgx.Connect(t.Context(), q.url)
+	q.End() // by which all that was recorded is written
+	conn, err := pgx.Connect(t.Context(), q.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -357,11 +270,11 @@ func TestOwner(t *testing.T) {
 		q := start(t, u.String())
 		q.shell("S=$(curl http://acme.localhost:8080/login -d user=ann -d password=anvil)")
 		q.shell("curl -b session=$S http://acme.localhost:8080/notes -d body=x")
-		q.await(fmt.Sprintf("select count(*) = %d from pgtenancy.audit where action = 'note.add'", i+1))
+		q.Await(fmt.Sprintf("select count(*) = %d from pgtenancy.audit where action = 'note.add'", i+1))
 		if got := q.shell("curl -b session=$S http://acme.localhost:8080/audit"); strings.Count(got, "note.add") != i+1 {
 			t.Errorf("run %d: %s", i+1, got)
 		}
-		q.end()
+		q.End()
 	}
 }
 

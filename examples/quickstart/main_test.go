@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -12,48 +11,23 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"go.uber.org/goleak"
 
+	"github.com/pgtenancy/pgtenancy/examples/internal/exampletest"
 	"github.com/pgtenancy/pgtenancy/pgtenancytest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience is how long anything may take. It ends what hangs.
-const patience = time.Minute
+const patience = exampletest.Patience
 
 // running is a quickstart that runs.
 type running struct {
-	t       *testing.T
-	url     string // of the database
-	port    string
-	out     *output
-	stop    context.CancelFunc
-	stopped chan error
-	client  *http.Client
-}
-
-// output is what it prints.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
+	*exampletest.Service
 }
 
 var serving = regexp.MustCompile(`(?s)Serving on http://localhost:(\d+),.*/login`)
@@ -61,71 +35,24 @@ var serving = regexp.MustCompile(`(?s)Serving on http://localhost:(\d+),.*/login
 // start runs the quickstart on a database until the test is over.
 func start(t *testing.T, url string, tenants int) *running {
 	t.Helper()
-	t.Setenv("DATABASE_URL", url)
-	ctx, cancel := context.WithCancel(context.Background())
-	q := &running{t: t, url: url, out: &output{}, stop: cancel, stopped: make(chan error, 1)}
-	go func() { q.stopped <- run(ctx, "127.0.0.1:0", tenants, q.out) }()
-	for deadline := time.Now().Add(patience); q.port == ""; time.Sleep(5 * time.Millisecond) {
-		select {
-		case err := <-q.stopped:
-			cancel()
-			t.Fatalf("run: %v\n%s", err, q.out)
-		default:
-		}
-		if m := serving.FindStringSubmatch(q.out.String()); m != nil {
-			q.port = m[1]
-		}
-		if time.Now().After(deadline) {
-			cancel()
-			t.Fatalf("does not serve:\n%s", q.out)
-		}
-	}
-	transport := &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, network, "127.0.0.1:"+q.port) // as curl does for *.localhost
-	}}
-	q.client = &http.Client{Transport: transport, Timeout: patience}
-	t.Cleanup(func() {
-		transport.CloseIdleConnections()
-		cancel()
-	})
-	return q
-}
-
-// end stops it, and checks that nothing is left of it.
-func (q *running) end() {
-	q.t.Helper()
-	q.stop()
-	select {
-	case err := <-q.stopped:
-		if err != nil {
-			q.t.Errorf("run: %v", err)
-		}
-	case <-time.After(patience):
-		q.t.Fatal("does not stop")
-	}
-	const left = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
-	for deadline := time.Now().Add(patience); q.count(left) > 0; time.Sleep(5 * time.Millisecond) { // the server needs a moment
-		if time.Now().After(deadline) {
-			q.t.Fatalf("%d connections are left", q.count(left))
-		}
-	}
+	return &running{exampletest.Start(t, url, serving, func(ctx context.Context, out io.Writer) error { return run(ctx, "127.0.0.1:0", tenants, out) })}
 }
 
 func (q *running) connect() *pgx.Conn {
-	q.t.Helper()
-	conn, err := pgx.Connect(q.t.Context(), q.url)
+	q.T.Helper()
+	conn, err := pgx.Connect(q.T.Context(), q.URL)
 	if err != nil {
-		q.t.Fatal(err)
+		q.T.Fatal(err)
 	}
 	return conn
 }
 
 func (q *running) count(sql string) (n int) {
-	q.t.Helper()
+	q.T.Helper()
 	conn := q.connect()
 	defer conn.Close(context.Background())
-	if err := conn.QueryRow(q.t.Context(), sql).Scan(&n); err != nil {
-		q.t.Fatal(err)
+	if err := conn.QueryRow(q.T.Context(), sql).Scan(&n); err != nil {
+		q.T.Fatal(err)
 	}
 	return n
 }
@@ -150,7 +77,7 @@ func (q *running) send(url, body string) (response, error) {
 	if body != "" {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
-	resp, err := q.client.Do(req)
+	resp, err := q.Client.Do(req)
 	if err != nil {
 		return response{}, err
 	}
@@ -161,21 +88,21 @@ func (q *running) send(url, body string) (response, error) {
 
 // do sends a request to a host, and checks the status of the answer.
 func (q *running) do(host, path, body string, status int) response {
-	q.t.Helper()
-	r, err := q.send("http://"+host+":"+q.port+path, body)
+	q.T.Helper()
+	r, err := q.send("http://"+host+":"+q.Port+path, body)
 	if err != nil {
-		q.t.Fatal(err)
+		q.T.Fatal(err)
 	}
 	if r.status != status {
-		q.t.Errorf("%s%s %s: status %d, want %d: %s", host, path, body, r.status, status, r.body)
+		q.T.Errorf("%s%s %s: status %d, want %d: %s", host, path, body, r.status, status, r.body)
 	}
 	return r
 }
 
 // orders returns what a tenant sees of its orders.
 func (q *running) orders(host string) string {
-	q.t.Helper()
-	return orders(q.t, q.do(host, "/orders", "", 200))
+	q.T.Helper()
+	return orders(q.T, q.do(host, "/orders", "", 200))
 }
 
 func orders(t *testing.T, r response) string {
@@ -231,12 +158,12 @@ func TestPrintedLines(t *testing.T) {
 		{"http://initech.localhost/orders", sees("1 First Customer open 3000")},
 		{"http://localhost/login?email=bill@initech.example", body(`["initech"]`)},
 	}
-	lines := curlLine.FindAllStringSubmatch(q.out.String(), -1)
-	if printed := strings.Count(q.out.String(), "curl"); len(lines) != printed || len(lines) != len(want) {
-		t.Fatalf("%d lines printed, %d understood, %d known:\n%s", printed, len(lines), len(want), q.out)
+	lines := curlLine.FindAllStringSubmatch(q.Out.String(), -1)
+	if printed := strings.Count(q.Out.String(), "curl"); len(lines) != printed || len(lines) != len(want) {
+		t.Fatalf("%d lines printed, %d understood, %d known:\n%s", printed, len(lines), len(want), q.Out)
 	}
 	for i, m := range lines {
-		line := strings.TrimSpace(strings.Replace(m[2], ":"+q.port, "", 1) + " " + m[3])
+		line := strings.TrimSpace(strings.Replace(m[2], ":"+q.Port, "", 1) + " " + m[3])
 		if line != want[i].line {
 			t.Fatalf("line %d is %s, want %s", i+1, line, want[i].line)
 		}
@@ -254,7 +181,7 @@ func TestPrintedLines(t *testing.T) {
 	if got, want := q.orders("globex.localhost"), "1 Homer Simpson open 13650"; got != want {
 		t.Errorf("orders of globex: %s, want %s", got, want)
 	}
-	q.end()
+	q.End()
 }
 
 func TestRequests(t *testing.T) {
@@ -304,13 +231,13 @@ func TestRequests(t *testing.T) {
 			t.Errorf("login of %s: %s, want %s", email, got, want)
 		}
 	}
-	q.end()
+	q.End()
 }
 
 // A request under way ends before the service does.
 func TestStop(t *testing.T) {
 	q := start(t, pgtenancytest.Database(t), 0)
-	conn, err := net.Dial("tcp", "127.0.0.1:"+q.port)
+	conn, err := net.Dial("tcp", "127.0.0.1:"+q.Port)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,12 +250,12 @@ func TestStop(t *testing.T) {
 		t.Fatalf("%q, %v", line, err)
 	}
 	r.ReadString('\n')
-	q.stop()
+	q.Stop()
 	time.Sleep(50 * time.Millisecond)
 	select {
-	case err := <-q.stopped:
+	case err := <-q.Stopped:
 		t.Errorf("stopped before the request had its answer: %v", err)
-		q.stopped <- err
+		q.Stopped <- err
 	default:
 	}
 	io.WriteString(conn, body)
@@ -340,7 +267,7 @@ func TestStop(t *testing.T) {
 	if resp.StatusCode != http.StatusCreated {
 		t.Errorf("status %d", resp.StatusCode)
 	}
-	q.end()
+	q.End()
 }
 
 // More tenants, and a second run on the same database.
@@ -348,7 +275,7 @@ func TestTenants(t *testing.T) {
 	url := pgtenancytest.Database(t)
 	for range 2 {
 		q := start(t, url, 20)
-		if out := q.out.String(); !strings.Contains(out, "\rtenants: 1 of 20, ") || !strings.Contains(out, "\rtenants: 20 of 20, ") {
+		if out := q.Out.String(); !strings.Contains(out, "\rtenants: 1 of 20, ") || !strings.Contains(out, "\rtenants: 20 of 20, ") {
 			t.Errorf("no progress:\n%s", out)
 		}
 		if n := q.count("select count(*) from pgtenancy.tenants where state = 'active'"); n != 22 {
@@ -360,7 +287,7 @@ func TestTenants(t *testing.T) {
 		if n := q.count("select count(*) from users"); n != 22 {
 			t.Errorf("%d users, want 22", n)
 		}
-		q.end()
+		q.End()
 	}
 }
 
@@ -389,7 +316,7 @@ func TestOwner(t *testing.T) {
 		if got := strings.TrimSpace(q.do("localhost", "/login?email=road@acme.example", "", 200).body); got != `["acme"]` {
 			t.Errorf("login: %s", got)
 		}
-		q.end()
+		q.End()
 	}
 }
 
