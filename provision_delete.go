@@ -306,17 +306,14 @@ func (f *Fleet) Purge(ctx context.Context, id string, opts *PurgeOpts) (*PurgeRe
 		if err := checkReferences(ctx, wc, id, r.schemaNow()); err != nil {
 			return nil, nil, err
 		}
-		if r.role != "" {
-			if _, err := wc.Run(ctx, []wire.Step{{SQL: "drop schema if exists " + ident.Quote(r.schemaNow()) + " cascade"}}); err != nil {
-				return nil, nil, err
-			}
-			var err error
-			if report.RoleKept, err = dropRole(ctx, wc, r.role); err != nil {
-				return nil, nil, err
-			}
+		_, err := wc.Run(ctx, []wire.Step{{SQL: "drop schema if exists " + ident.Quote(r.schemaNow()) + " cascade"}})
+		if err == nil && r.role != "" {
+			report.RoleKept, err = dropRole(ctx, wc, r.role)
+		}
+		if err != nil {
+			return nil, nil, err
 		}
 		return []Change{{Kind: ChangePurge, From: "purging", To: "purged"}}, []wire.Step{
-			{SQL: "drop schema if exists " + ident.Quote(r.schemaNow()) + " cascade"},
 			{SQL: `delete from pgtenancy.migrations where tenant_id = $1`, Args: []any{id}},
 			{SQL: `delete from pgtenancy.unfinished where tenant_id = $1`, Args: []any{id}},
 			{SQL: deleteSamples, Args: []any{id}},

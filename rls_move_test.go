@@ -615,6 +615,16 @@ func TestExtractMany(t *testing.T) {
 	checkEqual(t, "rows", db.count(t, "select count(*) from tenant_t00007.products where id between 1 and 20"), 20)
 }
 
+// migrating has Migrate wait for locks in the background.
+func migrating(ctx context.Context, fleet *pgtenancy.Fleet) <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		_, err := fleet.Migrate(ctx, &pgtenancy.MigrateOpts{LockTimeout: patience})
+		done <- err
+	}()
+	return done
+}
+
 // A call that is cancelled while it waits leaves everything as it was.
 func TestExtractCancelled(t *testing.T) {
 	t.Parallel()
@@ -631,11 +641,7 @@ func TestExtractCancelled(t *testing.T) {
 	fleet := db.after(t)
 	ctx, cancel := context.WithCancel(bare(t))
 	defer cancel()
-	done := make(chan error, 1)
-	go func() {
-		_, err := fleet.Migrate(ctx, &pgtenancy.MigrateOpts{LockTimeout: patience})
-		done <- err
-	}()
+	done := migrating(ctx, fleet)
 	db.waiting(t, 1)
 	cancel()
 	checkIs(t, "Migrate", <-done, context.Canceled)
@@ -774,11 +780,7 @@ func TestExtractReferenced(t *testing.T) {
 	_, err = tx.Exec(bare(t), "insert into reviews values (1)")
 	check(t, "insert", err)
 	fleet := db.after(t)
-	done := make(chan error, 1)
-	go func() {
-		_, err := fleet.Migrate(bare(t), &pgtenancy.MigrateOpts{LockTimeout: patience})
-		done <- err
-	}()
+	done := migrating(bare(t), fleet)
 	db.waiting(t, 1)
 	check(t, "commit", tx.Commit(bare(t)))
 	checkInvalid(t, "Migrate", <-done, "Extract's tables")

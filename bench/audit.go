@@ -11,8 +11,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -156,59 +154,12 @@ func compareAudit(ctx context.Context, o *options, out io.Writer, db *database) 
 func (s *auditSeries) run(ctx context.Context, o *options, hosts []string) error {
 	transport := &http.Transport{MaxIdleConnsPerHost: o.goroutines}
 	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport}
-	// The latencies are those of one client: others would be the same.
-	var phase, ops atomic.Int64 // 0 warms up, 1 counts, 2 ends
-	errs := make(chan error, o.goroutines)
-	var all sync.WaitGroup
-	for c := range o.goroutines {
-		all.Go(func() {
-			for n := c; phase.Load() < 2; n++ {
-				start := time.Now()
-				if err := getOrders(ctx, client, s.url, hosts[n%len(hosts)]); err != nil {
-					errs <- err
-					return
-				}
-				if phase.Load() == 1 {
-					ops.Add(1)
-					if c == 0 {
-						s.latencies = append(s.latencies, time.Since(start))
-					}
-				}
-			}
-		})
-	}
-	wait := func(d time.Duration) error {
-		select {
-		case <-time.After(d):
-			return nil
-		case err := <-errs:
-			return err
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	err := wait(o.warm)
-	phase.Store(1)
-	start := time.Now()
-	if err == nil {
-		err = wait(o.round)
-	}
-	n, took := ops.Load(), time.Since(start)
-	phase.Store(2)
-	all.Wait()
+	c := &http.Client{Transport: transport}
+	rate, latencies, err := round(ctx, o, func(client, n int) error { return getOrders(ctx, c, s.url, hosts[(client+n)%len(hosts)]) })
 	if err != nil {
 		return err
 	}
-	select {
-	case err := <-errs:
-		return err
-	default:
-	}
-	if n == 0 || len(s.latencies) == 0 {
-		return fmt.Errorf("no request was done within %v", o.round)
-	}
-	s.rates = append(s.rates, float64(n)/took.Seconds())
+	s.rates, s.latencies = append(s.rates, rate), append(s.latencies, latencies...)
 	return s.drain(ctx)
 }
 

@@ -9,7 +9,6 @@ import (
 	mathrand "math/rand/v2"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing/fstest"
 	"time"
@@ -208,49 +207,12 @@ func (f *rolesFleet) statement(ctx context.Context, pool *pgtenancy.Pool, t pgte
 
 // run has all tenants in turn, for the time to warm up and then for that of a round.
 func (f *rolesFleet) run(ctx context.Context, o *options) error {
-	var phase, ops, next atomic.Int64 // 0 warms up, 1 counts, 2 ends
-	errs := make(chan error, o.goroutines)
-	var all sync.WaitGroup
-	var mu sync.Mutex
-	for range o.goroutines {
-		all.Go(func() {
-			for phase.Load() < 2 {
-				took, err := f.statement(ctx, f.fleet.Pool(), f.tenants[int(next.Add(1))%len(f.tenants)])
-				if err != nil {
-					errs <- err
-					return
-				}
-				if n := ops.Add(phase.Load() & 1); n%16 == 1 { // some of them
-					mu.Lock()
-					f.warm = append(f.warm, took)
-					mu.Unlock()
-				}
-			}
-		})
-	}
-	wait := func(d time.Duration) error {
-		select {
-		case <-time.After(d):
-			return nil
-		case err := <-errs:
-			return err
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	err := wait(o.warm)
-	phase.Store(1)
-	start := time.Now()
-	if err == nil {
-		err = wait(o.round)
-	}
-	n, took := ops.Load(), time.Since(start)
-	phase.Store(2)
-	all.Wait()
-	if err == nil && (n == 0 || len(f.warm) == 0) {
-		err = fmt.Errorf("no statement was done within %v", o.round)
-	}
-	f.rates = append(f.rates, float64(n)/took.Seconds())
+	var next atomic.Int64
+	rate, latencies, err := round(ctx, o, func(int, int) error {
+		_, err := f.statement(ctx, f.fleet.Pool(), f.tenants[int(next.Add(1))%len(f.tenants)])
+		return err
+	})
+	f.rates, f.warm = append(f.rates, rate), append(f.warm, latencies...)
 	return err
 }
 
