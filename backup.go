@@ -118,11 +118,11 @@ const (
 // objects, and the rows of foreign tables. Rows that the owner's role may not see, by a policy that is forced on it, are an error.
 // Migrations in Go are not in it either: a restore needs the same ones at hand.
 //
-// A restore builds the schema by its migrations. So Backup compares the schema with what they make, which it finds out by building
-// it in a transaction that it rolls back, once for each version, the migrations in Go with it. One that differs is backed up, since its rows are what
-// matters, and BackupObject.Drift says how: make it right, or Restore will want to be told what to do. A tenant whose history is not
-// that of the migrations at hand cannot be backed up: ErrMigrationChanged. Nor can one with a migration that was begun and is not
-// finished, before the next Migrate.
+// A restore builds the schema by its migrations. So Backup compares the schema with what they make, which it finds out by
+// building it in a transaction that it rolls back, once for each version, the migrations in Go with it. One that differs is
+// backed up, since its rows are what matters, and BackupObject.Drift says how: make it right, or Restore will want to be told
+// what to do. A tenant whose history is not that of the migrations at hand cannot be backed up: ErrMigrationChanged. Nor can one
+// with a migration that was begun and is not finished, before the next Migrate.
 //
 // It goes on past a tenant that fails, and returns a *BackupError that lists those. It stops early when ctx is cancelled or the
 // database cannot be reached, and returns that error then, joined with those of the tenants. The report says what was

@@ -79,11 +79,11 @@ func (e *DriftError) Error() string {
 // see both: where that matters, call Suspend first. Rows of shared tables are restored only where the tenant keeps its ID: those that it has are
 // updated by primary key, missing ones inserted and others deleted, with all triggers and keys of these tables in force.
 //
-// The errors: ErrTenantExists where the ID, the schema or a domain is taken; ErrTenantState where the tenant to replace is neither
-// active nor suspended; ErrTenantInUse, where others are at work on it for longer than ChangeWaitDefault; ErrBackupDamaged; *DriftError; ErrMigrationChanged
-// where the fleet's migrations do not go on where the backup ends, for no Migrate could go on either; *MigrationError; *InvalidError
-// for As and where a migration in Go is missing; FleetConfig.BeforeChange's own; fs.ErrNotExist of most stores where there is no such
-// object. opts may be nil.
+// The errors: ErrTenantExists where the ID, the schema or a domain is taken; ErrTenantState where the tenant to replace is
+// neither active nor suspended; ErrTenantInUse, where others are at work on it for longer than ChangeWaitDefault;
+// ErrBackupDamaged; *DriftError; ErrMigrationChanged where the fleet's migrations do not go on where the backup ends, for no
+// Migrate could go on either; *MigrationError; *InvalidError for As and where a migration in Go is missing;
+// FleetConfig.BeforeChange's own; fs.ErrNotExist of most stores where there is no such object. opts may be nil.
 func (f *Fleet) Restore(ctx context.Context, store Store, object string, opts *RestoreOpts) (Tenant, error) {
 	r := &restore{fleet: f, object: object}
 	if opts != nil {

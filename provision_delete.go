@@ -252,8 +252,8 @@ func (e *ReferencedError) Error() string {
 const referencedMost = 100
 
 // Purge removes a deleted tenant for good: its schema with all that is in it, its domains, its row of the registry, the history
-// of its migrations and the samples of its usage. Its ID may then be had by another tenant. The history of its changes stays, and so do the rows that it has in
-// shared tables: FleetConfig.BeforeChange is the place to remove those.
+// of its migrations and the samples of its usage. Its ID may then be had by another tenant. The history of its changes stays, and
+// so do the rows that it has in shared tables: FleetConfig.BeforeChange is the place to remove those.
 //
 // It is several transactions, each of which takes no more locks than a lock table of the default size affords, whatever number of
 // tables there is. The first one begins the purge, which is a Change, and from then on the tenant cannot be undeleted. The last one

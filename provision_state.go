@@ -65,9 +65,10 @@ const ChangeWaitDefault = 10 * time.Second
 // Processes that listen for changes do so at once, others when they have forgotten what they knew of it: see CachedDirectory.
 // What has begun goes on to its end. Domains, attributes and migrations go on as for an active tenant.
 //
-// It is one transaction, and so are the others here: where it fails or is interrupted, nothing was changed, but for what Provision
-// says of a commit; and it may be called again. A tenant that is suspended already is left as it is. The errors: ErrTenantNotFound; ErrTenantState
-// where it is neither active nor suspended; ErrTenantInUse, behind a migration; that of FleetConfig.BeforeChange. opts may be nil.
+// It is one transaction, and so are the others here: where it fails or is interrupted, nothing was changed, but for what
+// Provision says of a commit; and it may be called again. A tenant that is suspended already is left as it is. The errors:
+// ErrTenantNotFound; ErrTenantState where it is neither active nor suspended; ErrTenantInUse, behind a migration; that of
+// FleetConfig.BeforeChange. opts may be nil.
 func (f *Fleet) Suspend(ctx context.Context, id string, opts *ChangeOpts) error {
 	return f.changeState(ctx, id, opts, ChangeSuspend, Active, Suspended)
 }

@@ -125,10 +125,11 @@ type Auditor struct {
 //	defer auditor.Close(ctx)
 //	server.Handler = tenant(audit(mux))
 //
-// An event has the tenant, the method, the route's pattern, the status of the answer, the time of the handler, and what AuditOpts and
-// AuditEvent add. It is put into a queue after the handler and written by a goroutine, in batches; the request waits for AuditOpts.Wait
-// at most, and never for the sink. Where the sink fails, a batch is tried again while there is place for more. When the queue is full by then, the batch is
-// dropped, and counted, and the next one tried; with Required it is tried until Close.
+// An event has the tenant, the method, the route's pattern, the status of the answer, the time of the handler, and what AuditOpts
+// and AuditEvent add. It is put into a queue after the handler and written by a goroutine, in batches; the request waits for
+// AuditOpts.Wait at most, and never for the sink. Where the sink fails, a batch is tried again while there is place for more.
+// When the queue is full by then, the batch is dropped, and counted, and the next one tried; with Required it is tried until
+// Close.
 //
 // Audit goes inside Tenant and around the mux, so that it sees the tenant in the request's context and the mux notes the route's pattern in the
 // request that Audit gave it. Middleware between Audit and the mux that calls Request.WithContext hides the pattern: it goes outside, or
@@ -197,10 +198,10 @@ func remoteAddr(r *http.Request) netip.Addr {
 
 type auditKey struct{}
 
-// AuditEvent returns the event of the request, for the handler to add to: the Actor, the Action, Fields, a Route. What it sets stays. It
-// belongs to the goroutine that serves the request, until the handler returns: http.TimeoutHandler, which leaves a handler running, goes
-// outside of Audit. The map of its Fields is copied then, and what the values of the map point to must not be changed later. Where no Audit is around the handler, it is an
-// event that nobody records.
+// AuditEvent returns the event of the request, for the handler to add to: the Actor, the Action, Fields, a Route. What it sets
+// stays. It belongs to the goroutine that serves the request, until the handler returns: http.TimeoutHandler, which leaves a
+// handler running, goes outside of Audit. The map of its Fields is copied then, and what the values of the map point to must not
+// be changed later. Where no Audit is around the handler, it is an event that nobody records.
 func AuditEvent(ctx context.Context) *pgtenancy.AuditEvent {
 	if a, ok := ctx.Value(auditKey{}).(*audited); ok {
 		return &a.event
