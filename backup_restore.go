@@ -60,13 +60,14 @@ func (e *DriftError) Error() string {
 	return fmt.Sprintf("pgtenancy: the schema of the backup %s was not as its migrations make it; see RestoreOpts.AcceptDrift: %s", e.Object, strings.Join(parts, "; "))
 }
 
-// Restore makes a tenant of a backup, and returns it, in service: beside the one that was backed up, in its place, or in
-// another database. It builds the schema with the migrations in the backup, puts in the rows and the state of the sequences, and
-// then runs those of the fleet's migrations that come after, with constraints that are deferred made immediate before. The tenant
-// is made in one transaction: what is in the way, of the backup or of the call, changes nothing, nor does the end of the process or
-// of the server, and the tenant is there for everybody when Restore returns. A transaction before that one builds the schema, as
-// Clone has it, so that nobody who works with shared tables waits while rows are put in; only who would delete a row that they
-// reference does, and where migrations cannot run ahead. The migrations that come after take their locks at the end.
+// Restore makes a tenant of a backup, and returns it, in service: beside the one that was backed up, in its place, or in another
+// database. It builds the schema with the migrations in the backup, puts in the rows and the state of the sequences, and then
+// runs those of the fleet's migrations that come after, with constraints that are deferred made immediate before. The tenant is
+// made in one transaction: what is in the way, of the backup or of the call, changes nothing, nor does the end of the process or
+// of the server, and the tenant is there for everybody when Restore returns, suspended only where it replaces one that was. A
+// transaction before that one builds the schema, as Clone has it, so that nobody who works with shared tables waits while rows
+// are put in; only who would delete a row that they reference does, and where migrations cannot run ahead. The migrations that
+// come after take their locks at the end.
 //
 // Rows are checked by constraints, foreign keys at the end, and no trigger fires for them. What migrations themselves inserted
 // is replaced. Materialized views that had been populated are refreshed. A backup is checked against its checksums before
